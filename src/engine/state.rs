@@ -1,0 +1,3 @@
+//! (to be written)
+#[derive(Clone, Debug, Default)]
+pub struct User;

@@ -1,0 +1,20 @@
+//! Everything that runs: the worker and its ports, Kafka and Redis behind them, the map role, telemetry.
+//! Next: `ports.rs`.
+
+pub mod admin;
+pub mod batch;
+pub mod checkpoint;
+pub mod clock;
+pub mod http;
+pub mod log;
+pub mod map_worker;
+pub mod partition;
+pub mod ports;
+pub mod recovery;
+pub mod redis_store;
+pub mod registry;
+pub mod source;
+pub mod status;
+pub mod telemetry;
+pub mod transaction;
+pub mod worker;
