@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::sync::{Arc, LazyLock, RwLock};
 
+use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
 use serde::{Deserialize, Serialize};
 use serde_avro_fast::de::read::SliceRead;
 use serde_avro_fast::de::{DeError, DeserializerConfig, DeserializerState};
@@ -207,8 +208,11 @@ fn judge(topic: Topic, text: &str) -> Writer {
         if parsed.name() != subject.reference.name() {
             return Err("it is another record".to_owned());
         }
-        apache_avro::schema_compatibility::SchemaCompatibility::can_read(&parsed, &subject.reference)
-            .map_err(|_| "its shape is incompatible".to_owned())?;
+        match SchemaCompatibility::can_read(&parsed, &subject.reference) {
+            Ok(Compatibility::Full) => {}
+            // Partial: some values of that shape could not be read. Refused at once, not record by record.
+            Ok(Compatibility::Partial) | Err(_) => return Err("its shape is incompatible".to_owned()),
+        }
         text.parse::<serde_avro_fast::Schema>().map_err(|_| "it does not parse".to_owned())
     })();
     match verdict {
