@@ -5,6 +5,7 @@ pub mod admin;
 pub mod batch;
 pub mod checkpoint;
 pub mod clock;
+pub mod copy_sink;
 pub mod http;
 pub mod log;
 pub mod map_worker;

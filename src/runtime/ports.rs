@@ -81,6 +81,19 @@ pub trait Group {
     /// Moves the next poll of these inputs to these offsets, dropping what was fetched ahead.
     fn seek(&mut self, positions: &[InputOffset]) -> Result<(), Error>;
 
+    /// Stops the delivery of inputs that must wait for something else; rare and long. The worker drops whatever still
+    /// arrives and seeks before it resumes, so doing nothing is correct, only wasteful.
+    fn pause(&mut self, inputs: &[(TopicName, i32)]) -> Result<(), Error> {
+        let _ = inputs;
+        Ok(())
+    }
+
+    /// Undoes `pause`.
+    fn resume(&mut self, inputs: &[(TopicName, i32)]) -> Result<(), Error> {
+        let _ = inputs;
+        Ok(())
+    }
+
     /// Proof of membership as of the last poll. Taken once per batch, never after another poll.
     fn metadata(&self) -> Result<Self::Metadata, Error>;
 
