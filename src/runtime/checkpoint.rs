@@ -1,1 +1,428 @@
-//! (to be written)
+//! The writer of the readable copy in Redis. Workers hand it the users of each committed transaction and go on; it
+//! writes the newest state of each user, at most once per interval, in bounded chunks. What it writes is already true
+//! in Kafka, so a lost or repeated write costs freshness and nothing else.
+//!
+//! It never reads the log and never decides anything about a user. A copy that lost data is rebuilt by asking the owner
+//! for every user of the partition under a new generation.
+//! Next: `redis_store.rs`, how a chunk is written.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::copy_sink::{CopySink, DirtyUser, Loaded, Standing};
+use super::ports::{Applied, Clock, CopyMeta, CopyUser, Error, Store};
+use crate::domain::Timestamp;
+use crate::domain::policy::PolicySet;
+use crate::engine::state::{Head, hash64};
+use crate::wire::state::{self, UserBytes};
+
+/// Most users in one chunk; a script of this size holds the store for about 3 ms.
+pub const CHUNK_USERS_MAX: usize = 500;
+/// Most bytes in one chunk.
+pub const CHUNK_BYTES_MAX: usize = 512 << 10;
+/// Changelog marks remembered until the copy has passed them.
+const MARKS_MAX: usize = 64;
+
+/// How fresh a partition's copy is, for `/readyz` and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freshness {
+    pub committed: i64,
+    pub applied: i64,
+    pub dirty_users: usize,
+    pub rebuilding: bool,
+    /// Since when the copy has been behind without progress.
+    pub failing_since: Option<Timestamp>,
+}
+
+/// Users waiting to be written, by key: one entry each, the newest.
+type Waiting = BTreeMap<Arc<str>, (i64, UserBytes)>;
+
+#[derive(Default)]
+struct Copy {
+    epoch: i64,
+    generation: i64,
+    cluster_id: String,
+    users: i64,
+    committed: i64,
+    /// -1 until the store has acknowledged something of this generation.
+    acknowledged: i64,
+    /// commit_no → a changelog offset not after the records of later commits.
+    marks: BTreeMap<i64, i64>,
+    waiting: Waiting,
+    /// Every user is needed before anything may be written.
+    wants_all: bool,
+    /// The owner has been told so: its next hand-over holds every user.
+    asked: bool,
+    /// Under a new generation: old leftovers are swept once everything is written.
+    rebuilding: bool,
+    failing_since: Option<Timestamp>,
+}
+
+#[derive(Default)]
+struct Shared {
+    partitions: Mutex<BTreeMap<i32, Copy>>,
+    policies: Mutex<BTreeMap<u64, String>>,
+    wake: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What workers and the writer share.
+#[derive(Clone, Default)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Handle {
+    /// Teaches the writer the ids of a set's policies, which the state holds as hashes.
+    pub fn name_policies(&self, set: &PolicySet) {
+        lock(&self.shared.policies).extend(set.policies.iter().map(|p| (hash64(&p.id), p.id.clone())));
+    }
+
+    /// How fresh each partition's copy is.
+    pub fn freshness(&self) -> BTreeMap<i32, Freshness> {
+        let report = |c: &Copy| Freshness {
+            committed: c.committed,
+            applied: c.acknowledged,
+            dirty_users: c.waiting.len(),
+            rebuilding: c.rebuilding,
+            failing_since: c.failing_since,
+        };
+        lock(&self.shared.partitions).iter().map(|(p, c)| (*p, report(c))).collect()
+    }
+
+    /// Wakes the writer, for an orderly end.
+    pub fn wake(&self) {
+        self.shared.wake.notify_all();
+    }
+
+    fn assigned(&self, standing: &Standing, loaded: Loaded, found: Option<&CopyMeta>) {
+        let mut partitions = lock(&self.shared.partitions);
+        let mut before = partitions.remove(&standing.partition).unwrap_or_default();
+        let trusted = found.filter(|_| loaded == Loaded::CaughtUp);
+        if trusted.is_none() {
+            before.waiting.clear();
+        }
+        let newest = found.map_or(0, |f| f.generation).max(before.generation);
+        let copy = Copy {
+            epoch: standing.epoch,
+            generation: trusted.map_or(newest + 1, |f| f.generation),
+            cluster_id: standing.cluster_id.to_string(),
+            users: standing.users,
+            committed: standing.commit_no,
+            acknowledged: trusted.map_or(-1, |f| f.applied),
+            marks: BTreeMap::from([(standing.mark.commit_no, standing.mark.offset)]),
+            waiting: before.waiting,
+            wants_all: trusted.is_none(),
+            asked: trusted.is_none(),
+            rebuilding: trusted.is_none(),
+            failing_since: None,
+        };
+        partitions.insert(standing.partition, copy);
+    }
+
+    fn dirty(&self, standing: &Standing, users: Vec<DirtyUser>) {
+        let mut partitions = lock(&self.shared.partitions);
+        let Some(copy) = partitions.get_mut(&standing.partition) else { return };
+        let (now, before) = (standing.commit_no, copy.committed);
+        assert!(now >= before, "INV-4: commits are handed over in order: {now} after {before}");
+        copy.committed = now;
+        copy.wants_all &= !std::mem::take(&mut copy.asked);
+        copy.users = standing.users;
+        copy.marks.insert(standing.mark.commit_no, standing.mark.offset);
+        while copy.marks.len() > MARKS_MAX {
+            copy.marks.pop_first();
+        }
+        copy.waiting.extend(users.into_iter().map(|u| (u.user_key, (u.commit_no, u.bytes))));
+    }
+
+    fn revoked(&self, partition: i32) {
+        lock(&self.shared.partitions).remove(&partition);
+    }
+
+    /// Partitions that lost data. The owner answers each with every user, through `dirty`.
+    fn lost(&self) -> Vec<i32> {
+        let mut lost = Vec::new();
+        for (partition, copy) in lock(&self.shared.partitions).iter_mut() {
+            if copy.wants_all && !copy.asked {
+                copy.asked = true;
+                lost.push(*partition);
+            }
+        }
+        lost
+    }
+}
+
+/// A worker's side: hands over and returns at once; reads the copy only when it takes a partition over.
+pub struct Copies<S: Store> {
+    handle: Handle,
+    store: S,
+    found: BTreeMap<i32, CopyMeta>,
+}
+
+impl<S: Store> Copies<S> {
+    /// The sink of one worker, with a connection of its own for reading.
+    pub fn new(handle: Handle, store: S) -> Copies<S> {
+        Copies { handle, store, found: BTreeMap::new() }
+    }
+}
+
+impl<S: Store> CopySink for Copies<S> {
+    fn meta(&mut self, partition: i32) -> Result<Option<CopyMeta>, Error> {
+        self.found.remove(&partition);
+        let meta = self.store.meta(partition)?;
+        if let Some(found) = &meta {
+            self.found.insert(partition, found.clone());
+        }
+        Ok(meta)
+    }
+
+    fn users(&mut self, partition: i32, each: &mut dyn FnMut(CopyUser)) -> Result<(), Error> {
+        self.store.users(partition, each)
+    }
+
+    fn assigned(&mut self, standing: &Standing, loaded: Loaded) {
+        self.handle.assigned(standing, loaded, self.found.get(&standing.partition));
+    }
+
+    fn dirty(&mut self, standing: &Standing, users: Vec<DirtyUser>) {
+        self.handle.dirty(standing, users);
+    }
+
+    fn revoked(&mut self, partition: i32) {
+        self.handle.revoked(partition);
+    }
+
+    fn lost(&mut self) -> Vec<i32> {
+        self.handle.lost()
+    }
+}
+
+/// The writing side: one per process, on its own thread.
+pub struct Writer<S: Store, C: Clock> {
+    handle: Handle,
+    store: S,
+    clock: C,
+}
+
+/// What a round of writing did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    pub users: usize,
+    /// Partitions that could not be written and will be tried again.
+    pub failed: usize,
+}
+
+impl<S: Store, C: Clock> Writer<S, C> {
+    /// A writer for what `handle` receives.
+    pub fn new(handle: Handle, store: S, clock: C) -> Writer<S, C> {
+        Writer { handle, store, clock }
+    }
+
+    /// Writes what is dirty, once over all partitions.
+    pub fn round(&mut self) -> Round {
+        let partitions: Vec<i32> = lock(&self.handle.shared.partitions)
+            .iter()
+            .filter(|(_, c)| !c.wants_all && (c.committed > c.acknowledged || !c.waiting.is_empty()))
+            .map(|(p, _)| *p)
+            .collect();
+        let mut round = Round::default();
+        for partition in partitions {
+            match self.flush(partition) {
+                Ok(users) => round.users += users,
+                Err(error) => {
+                    round.failed += 1;
+                    self.note_failure(partition, &error);
+                }
+            }
+        }
+        round
+    }
+
+    /// Waits until something may be dirty, at most for `interval`.
+    pub fn wait(&self, interval: Duration) {
+        let partitions = lock(&self.handle.shared.partitions);
+        drop(self.handle.shared.wake.wait_timeout(partitions, interval));
+    }
+
+    fn note_failure(&self, partition: i32, error: &Error) {
+        let now = self.clock.now();
+        if let Some(copy) = lock(&self.handle.shared.partitions).get_mut(&partition)
+            && copy.failing_since.is_none()
+        {
+            copy.failing_since = Some(now);
+            tracing::warn!(partition, %error, "the copy in redis falls behind; scores and alerts go on");
+        }
+    }
+
+    fn flush(&mut self, partition: i32) -> Result<usize, Error> {
+        let Some((meta, waiting)) = self.take(partition) else { return Ok(0) };
+        let total = waiting.len();
+        let names = lock(&self.handle.shared.policies).clone();
+        let mut rest: Vec<(Arc<str>, (i64, UserBytes))> = waiting.into_iter().collect();
+        loop {
+            let (chunk, taken) = chunk(&rest, &names);
+            let last = taken == rest.len();
+            let applied = self.store.apply(partition, &chunk, &meta, last);
+            match applied {
+                Ok(Applied::Ok { .. }) if last => return self.finish(partition, &meta, total),
+                Ok(Applied::Ok { .. }) => drop(rest.drain(..taken)),
+                Ok(Applied::Fenced { epoch }) => {
+                    tracing::info!(partition, epoch, "another worker writes this copy now");
+                    self.handle.revoked(partition);
+                    return Ok(0);
+                }
+                Ok(Applied::Regressed) => {
+                    self.regressed(partition, rest);
+                    return Ok(0);
+                }
+                Err(error) => {
+                    self.put_back(partition, rest);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Takes the dirty users and the meta that holds once they are written.
+    fn take(&mut self, partition: i32) -> Option<(CopyMeta, Waiting)> {
+        let now = self.clock.now();
+        let mut partitions = lock(&self.handle.shared.partitions);
+        let copy = partitions.get_mut(&partition)?;
+        let mark = copy.marks.range(..=copy.committed).next_back().map(|(_, offset)| *offset);
+        let meta = CopyMeta {
+            applied: copy.committed,
+            changelog_offset: mark.unwrap_or(0),
+            applied_at: now,
+            epoch: copy.epoch,
+            generation: copy.generation,
+            users: copy.users,
+            cluster_id: copy.cluster_id.clone(),
+            format: i64::from(state::FORMAT),
+            rebuilding: copy.rebuilding,
+            expected_applied: copy.acknowledged,
+        };
+        Some((meta, std::mem::take(&mut copy.waiting)))
+    }
+
+    fn finish(&mut self, partition: i32, meta: &CopyMeta, users: usize) -> Result<usize, Error> {
+        let sweep = meta.rebuilding;
+        if sweep {
+            self.store.sweep(partition, meta)?;
+        }
+        let mut partitions = lock(&self.handle.shared.partitions);
+        let Some(copy) = partitions.get_mut(&partition).filter(|c| c.epoch == meta.epoch) else { return Ok(users) };
+        copy.acknowledged = meta.applied;
+        copy.failing_since = None;
+        copy.marks.retain(|commit_no, offset| *commit_no > meta.applied || *offset == meta.changelog_offset);
+        if sweep {
+            // The next round writes meta once more, no longer rebuilding.
+            copy.rebuilding = false;
+            copy.acknowledged = meta.applied - 1;
+        }
+        Ok(users)
+    }
+
+    /// The copy lost data: a new generation, for which the owner hands over everybody.
+    fn regressed(&self, partition: i32, rest: Vec<(Arc<str>, (i64, UserBytes))>) {
+        self.put_back(partition, rest);
+        if let Some(copy) = lock(&self.handle.shared.partitions).get_mut(&partition) {
+            copy.generation += 1;
+            copy.acknowledged = -1;
+            copy.rebuilding = true;
+            copy.wants_all = true;
+            copy.asked = false;
+            tracing::warn!(partition, generation = copy.generation, "the copy in redis lost data and is rebuilt");
+        }
+        metrics::counter!("casestream_redis_regressions_total").increment(1);
+    }
+
+    /// Back into the dirty set, unless something newer has come meanwhile.
+    fn put_back(&self, partition: i32, rest: Vec<(Arc<str>, (i64, UserBytes))>) {
+        if let Some(copy) = lock(&self.handle.shared.partitions).get_mut(&partition) {
+            for (user_key, user) in rest {
+                copy.waiting.entry(user_key).or_insert(user);
+            }
+        }
+    }
+}
+
+/// The first users that fit in a chunk, and how many they are. Always at least one, if there is one.
+fn chunk(rest: &[(Arc<str>, (i64, UserBytes))], names: &BTreeMap<u64, String>) -> (Vec<CopyUser>, usize) {
+    let mut users = Vec::with_capacity(rest.len().min(CHUNK_USERS_MAX));
+    let mut bytes = 0;
+    for (user_key, (commit_no, user)) in rest {
+        let size = byte_len(user);
+        if users.len() == CHUNK_USERS_MAX || (!users.is_empty() && bytes + size > CHUNK_BYTES_MAX) {
+            break;
+        }
+        bytes += size;
+        users.push(copy_user(user_key, *commit_no, user, names));
+    }
+    let taken = users.len();
+    (users, taken)
+}
+
+fn byte_len(user: &UserBytes) -> usize {
+    let days: usize = user.days.iter().map(|(_, value)| value.len()).sum();
+    days + user.head.as_ref().map_or(0, |v| v.len()) + user.seen.as_ref().map_or(0, |v| v.len())
+}
+
+/// A user as the store keeps it: what score readers see, the open alert windows, and the engine's own bytes.
+pub fn copy_user(user_key: &str, commit_no: i64, bytes: &UserBytes, names: &BTreeMap<u64, String>) -> CopyUser {
+    let Some(head) = &bytes.head else {
+        return CopyUser { user_key: user_key.to_owned(), commit_no, ..CopyUser::default() };
+    };
+    let head = state::decode_head(head).expect("a head this process has just written");
+    let mut segments = vec![(String::new(), bytes.head.clone().expect("checked above"))];
+    segments.extend(bytes.seen.iter().map(|seen| ("seen".to_owned(), seen.clone())));
+    segments.extend(bytes.days.iter().map(|(day, value)| (day.0.to_string(), value.clone())));
+    CopyUser {
+        user_key: user_key.to_owned(),
+        commit_no,
+        score: score_fields(&head),
+        windows: window_fields(&head, names),
+        segments,
+        top_milli: Some(head.published.score_milli),
+    }
+}
+
+/// The fields of `r:`; names and units are a public contract (docs/redis.md).
+fn score_fields(head: &Head) -> Vec<(&'static str, String)> {
+    let p = &head.published;
+    let review = if head.alerts.iter().any(|a| a.status.is_open()) { "alert" } else { "none" };
+    vec![
+        ("score_milli", p.score_milli.to_string()),
+        ("level", p.level.as_str().to_owned()),
+        ("enforcement_level", p.enforcement.as_str().to_owned()),
+        ("as_of", p.as_of.0.to_string()),
+        ("valid_until", p.valid_until.0.to_string()),
+        ("next_level", p.next_fall_at.map_or(p.level, |_| p.next_level).as_str().to_owned()),
+        ("review", review.to_owned()),
+        ("revision", head.user_rev.to_string()),
+    ]
+}
+
+/// The fields of `w:`: every open alert as JSON.
+fn window_fields(head: &Head, names: &BTreeMap<u64, String>) -> Vec<(String, String)> {
+    head.alerts
+        .iter()
+        .filter(|alert| alert.status.is_open())
+        .map(|alert| {
+            let window = serde_json::json!({
+                "policy_id": names.get(&alert.policy).map_or("", String::as_str),
+                "status": alert.status.as_str(),
+                "severity": alert.severity.as_str(),
+                "revision": alert.revision,
+                "opened_at": alert.window.opened_at.0,
+                "last_activity_at": alert.window.last_activity_at.0,
+                "closes_at": alert.window.closes_at.0,
+                "frozen": alert.window.frozen,
+            });
+            (uuid::Uuid::from_bytes(alert.id).to_string(), window.to_string())
+        })
+        .collect()
+}
