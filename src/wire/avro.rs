@@ -172,6 +172,11 @@ impl Schemas {
         Ok(Arc::new(Schemas { ids, lookup: Some(Box::new(lookup)), verdicts: RwLock::default() }))
     }
 
+    /// Whether ids are the local ones of `schemas/ids.json`.
+    pub fn is_built_in(&self) -> bool {
+        self.lookup.is_none()
+    }
+
     /// The id written in front of values of a topic; `None` where values are not Avro.
     pub fn id(&self, topic: Topic) -> Option<u32> {
         self.ids[topic as usize]
