@@ -4,7 +4,7 @@
 pub fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|name| (edits(wrong, name), name))
-        .filter(|(edits, name)| *edits <= 1 + name.len().max(wrong.len()) / 5)
+        .filter(|(edits, name)| *edits <= 1 + name.len().max(wrong.len()) / 5 || begins(name, wrong))
         .min()
         .map(|(_, name)| name)
 }
@@ -23,4 +23,23 @@ fn edits(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+/// Whether the shorter word begins the longer one, as in `alert` and `alerting`.
+fn begins(a: &str, b: &str) -> bool {
+    a.len().min(b.len()) >= 4 && (a.starts_with(b) || b.starts_with(a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_could_be_meant_is_suggested() {
+        for (wrong, near) in
+            [("open_att", Some("open_at")), ("alerting", Some("alert")), ("enabled", None), ("al", None)]
+        {
+            assert_eq!(nearest(wrong, ["open_at", "alert", "on"].into_iter()), near, "{wrong}");
+        }
+    }
 }
