@@ -1,1 +1,259 @@
-//! (to be written)
+//! Reading Kafka outside the group: the `Log` port. Committed offsets, watermarks, and a partition from one offset to
+//! another, as recovery, `verify` and `backtest` need them. Joins no group and commits nothing. Next: `redis_store.rs`.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::client::{self, Bounded, Connection, REQUEST_TIMEOUT, Scratch};
+use super::ports::{Error, ErrorKind, InputOffset, Log, RecordRef, TopicName};
+
+/// How long a read may go without a record or a move of the last stable offset: the broker ends a dead transaction
+/// after 10 s and looks for dead ones every 10 s.
+const STALL_MAX: Duration = Duration::from_secs(30);
+/// Between two looks at a last stable offset that is still too low.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Reads as a group's bystander.
+pub struct KafkaLog {
+    group: String,
+    /// Read-committed: records, committed offsets, the last stable offset.
+    stable: Bounded<BaseConsumer<Quiet>>,
+    /// Read-uncommitted: the high watermark.
+    raw: Bounded<BaseConsumer<Quiet>>,
+    stall_max: Duration,
+    scratch: Scratch,
+}
+
+impl KafkaLog {
+    /// A reader that knows the committed offsets of `group` and is no member of it.
+    pub fn new(connection: &Connection, group: impl Into<String>) -> Result<KafkaLog, Error> {
+        let group = group.into();
+        let make = |isolation: &str| {
+            let mut config = connection.config(&SETTINGS);
+            // require_stable of committed offsets comes with read_committed.
+            config.set("group.id", &group).set("isolation.level", isolation);
+            config
+                .create_with_context::<Quiet, BaseConsumer<Quiet>>(Quiet)
+                .map(|consumer| Bounded::new(consumer, "log"))
+                .map_err(|e| client::error("could not make a log reader", &e))
+        };
+        let (stable, raw) = (make("read_committed")?, make("read_uncommitted")?);
+        Ok(KafkaLog { group, stable, raw, stall_max: STALL_MAX, scratch: Scratch::default() })
+    }
+
+    /// The same with another limit for a read that makes no progress.
+    pub fn stall_max(self, stall_max: Duration) -> KafkaLog {
+        KafkaLog { stall_max, ..self }
+    }
+
+    /// Partition counts of the topics that exist, by name.
+    pub fn partition_counts(&mut self) -> Result<Vec<(String, i32)>, Error> {
+        let metadata = self
+            .raw
+            .fetch_metadata(None, REQUEST_TIMEOUT)
+            .map_err(|e| client::error("could not list the topics", &e))?;
+        Ok(metadata.topics().iter().map(|t| (t.name().to_owned(), t.partitions().len() as i32)).collect())
+    }
+
+    fn assign(&self, topic: TopicName, partition: i32, offset: i64) -> Result<(), Error> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))
+            .and_then(|()| self.stable.assign(&list))
+            .map_err(|e| client::error(format!("could not read {topic}[{partition}] from {offset}"), &e))
+    }
+}
+
+impl Log for KafkaLog {
+    fn committed(&mut self, inputs: &[(TopicName, i32)]) -> Result<Vec<Option<InputOffset>>, Error> {
+        let what = || format!("could not read the committed offsets of group {}", self.group);
+        let mut list = TopicPartitionList::with_capacity(inputs.len());
+        for (topic, partition) in inputs {
+            list.add_partition(topic, *partition);
+        }
+        let list = self.stable.committed_offsets(list, REQUEST_TIMEOUT).map_err(|e| client::error(what(), &e))?;
+        let mut offsets = Vec::with_capacity(inputs.len());
+        for (topic, partition) in inputs {
+            let element = list.find_partition(topic, *partition).expect("the answer has what was asked for");
+            element.error().map_err(|e| client::error(what(), &e).at(topic, *partition))?;
+            offsets.push(match element.offset() {
+                Offset::Offset(offset) => {
+                    Some(InputOffset { topic, partition: *partition, offset, metadata: element.metadata().to_owned() })
+                }
+                _ => None,
+            });
+        }
+        Ok(offsets)
+    }
+
+    fn watermarks(&mut self, topic: TopicName, partition: i32) -> Result<(i64, i64), Error> {
+        let what = || format!("could not read the watermarks of {topic}[{partition}]");
+        self.raw.fetch_watermarks(topic, partition, REQUEST_TIMEOUT).map_err(|e| client::error(what(), &e))
+    }
+
+    fn read(
+        &mut self,
+        topic: TopicName,
+        partition: i32,
+        from: i64,
+        until: i64,
+        each: &mut dyn FnMut(RecordRef<'_>),
+    ) -> Result<(), Error> {
+        if from >= until {
+            return Ok(());
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = Reading { log: self, topic, partition, next: from, until }.run(&mut scratch, each);
+        self.scratch = scratch;
+        // A failure to let go shows at the next assign.
+        let _ = self.stable.unassign();
+        result
+    }
+
+    fn cluster_id(&mut self) -> Result<String, Error> {
+        let id = self.raw.client().fetch_cluster_id(REQUEST_TIMEOUT);
+        id.ok_or_else(|| Error::new(ErrorKind::Retriable, "could not read the cluster id", "no broker answered"))
+    }
+}
+
+/// One `read` under way.
+struct Reading<'a> {
+    log: &'a KafkaLog,
+    topic: TopicName,
+    partition: i32,
+    /// The offset after the last record seen.
+    next: i64,
+    until: i64,
+}
+
+impl Reading<'_> {
+    /// Ends at a record at or beyond the last offset wanted, or at an end of partition that was met after the last
+    /// stable offset had passed it. An end met earlier says nothing: records below `until` may become visible later.
+    fn run(mut self, scratch: &mut Scratch, each: &mut dyn FnMut(RecordRef<'_>)) -> Result<(), Error> {
+        let mut settled = self.last_stable()? >= self.until;
+        self.log.assign(self.topic, self.partition, self.next)?;
+        loop {
+            match self.step(scratch, each)? {
+                Seen::Record if self.next >= self.until => return Ok(()),
+                Seen::Record => {}
+                Seen::End if settled => return Ok(()),
+                Seen::End => {
+                    self.settle()?;
+                    settled = true;
+                    // librdkafka tells of an end once; a new assignment makes it look again.
+                    self.log.assign(self.topic, self.partition, self.next)?;
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, scratch: &mut Scratch, each: &mut dyn FnMut(RecordRef<'_>)) -> Result<Seen, Error> {
+        let deadline = Instant::now() + self.log.stall_max;
+        loop {
+            match self.log.stable.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    // Assignments are versioned inside librdkafka; this holds it to that.
+                    assert_eq!((message.topic(), message.partition()), (self.topic, self.partition));
+                    if message.offset() < self.until {
+                        scratch.hand_over(&message, self.topic, each);
+                    }
+                    self.next = message.offset() + 1;
+                    return Ok(Seen::Record);
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) if partition == self.partition => return Ok(Seen::End),
+                Some(Err(cause)) => self.judge(&cause)?,
+                None => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(self.stalled("no record came"));
+            }
+        }
+    }
+
+    /// Waits until everything below `until` is decided.
+    fn settle(&self) -> Result<(), Error> {
+        let mut best = i64::MIN;
+        let mut deadline = Instant::now() + self.log.stall_max;
+        loop {
+            let stable = self.last_stable()?;
+            if stable >= self.until {
+                return Ok(());
+            }
+            if stable > best {
+                best = stable;
+                deadline = Instant::now() + self.log.stall_max;
+            }
+            if Instant::now() >= deadline {
+                return Err(self.stalled(&format!("a transaction is open at offset {stable}")));
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// The end as a read-committed client sees it.
+    fn last_stable(&self) -> Result<i64, Error> {
+        let end = self.log.stable.fetch_watermarks(self.topic, self.partition, REQUEST_TIMEOUT);
+        end.map(|(_, end)| end).map_err(|e| self.error(&e))
+    }
+
+    fn judge(&self, cause: &KafkaError) -> Result<(), Error> {
+        let unknown = cause.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition);
+        let error = self.error(cause);
+        match error.kind {
+            _ if unknown => Err(Error { kind: ErrorKind::Missing, ..error }),
+            ErrorKind::Retriable => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    fn error(&self, cause: &KafkaError) -> Error {
+        client::error(self.what(), cause).at(self.topic, self.partition)
+    }
+
+    fn stalled(&self, cause: &str) -> Error {
+        let cause = format!("{cause} within {:?}", self.log.stall_max);
+        Error::new(ErrorKind::Timeout, self.what(), cause).at(self.topic, self.partition)
+    }
+
+    fn what(&self) -> String {
+        format!("could not read {}[{}] from {} until {}", self.topic, self.partition, self.next, self.until)
+    }
+}
+
+/// What a step of a read met.
+enum Seen {
+    Record,
+    End,
+}
+
+const SETTINGS: [(&str, &str); 9] = [
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("auto.offset.reset", "error"),
+    ("enable.partition.eof", "true"),
+    ("fetch.wait.max.ms", "50"),
+    ("fetch.message.max.bytes", "4194304"),
+    ("queued.min.messages", "20000"),
+    ("queued.max.messages.kbytes", "65536"),
+    ("check.crcs", "true"),
+];
+
+/// A client without callbacks but logging.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        client::log_line(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", "{error}: {reason}");
+    }
+}
+
+impl ConsumerContext for Quiet {}

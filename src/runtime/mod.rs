@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod batch;
 pub mod checkpoint;
+pub mod client;
 pub mod clock;
 pub mod http;
 pub mod log;

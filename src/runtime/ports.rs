@@ -145,6 +145,9 @@ pub struct CopyMeta {
     pub cluster_id: String,
     pub format: i64,
     pub rebuilding: bool,
+    /// With `apply`: the copy must hold this generation and cluster and have reached this commit, as the caller was
+    /// told before, or it has lost data. -1: no expectation. Never stored.
+    pub expected_applied: i64,
 }
 
 /// One user as the store keeps it. All values are absolute.
@@ -224,11 +227,19 @@ pub struct Error {
     pub kind: ErrorKind,
     pub what: String,
     pub cause: String,
+    /// The partition it is about, when it is about one.
+    pub at: Option<(TopicName, i32)>,
 }
 
 impl Error {
     /// An error of a kind.
     pub fn new(kind: ErrorKind, what: impl Into<String>, cause: impl ToString) -> Error {
-        Error { kind, what: what.into(), cause: cause.to_string() }
+        Error { kind, what: what.into(), cause: cause.to_string(), at: None }
+    }
+
+    /// The same error, about one partition.
+    pub fn at(mut self, topic: TopicName, partition: i32) -> Error {
+        self.at = Some((topic, partition));
+        self
     }
 }
