@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary: everything is in `cli`.
+
+fn main() -> std::process::ExitCode {
+    casestream::cli::main()
+}

@@ -1,1 +1,155 @@
-//! (to be written)
+//! The command line: what is common to all commands. One variant of `Command` and one file below `cli/` per command;
+//! no command holds logic that a library caller could want. Next: `check.rs`, the shortest command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{Config, Layers};
+
+pub mod check;
+pub mod output;
+pub mod policy;
+
+pub use output::Output;
+
+/// The commands `--help` shows; the others are under `--help all`.
+const EVERYDAY: [&str; 5] = ["run", "check", "status", "explain", "trace"];
+
+/// How a command ends, as the process's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Ok = 0,
+    /// The command did its work and the answer is no, or it could not do its work.
+    Failure = 1,
+    Usage = 2,
+    /// Configuration, policies or mappings are wrong.
+    Config = 3,
+    /// Kafka, Redis or the registry did not answer.
+    Dependency = 4,
+    /// Another process has the same ordinal.
+    Fenced = 5,
+}
+
+/// Why a command could not end well.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    /// Printed to stderr.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with its exit code.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
+        Failure { exit, message: message.into() }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::new(Exit::Failure, format!("could not write the answer: {error}"))
+    }
+}
+
+/// Turns policy risk signals from Kafka into risk scores, alerts and a chronology per user, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "casestream", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = "More commands: casestream --help all\n\
+    Exit codes: 0 ok, 1 failure, 2 usage, 3 configuration, 4 dependency, 5 fenced")]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// Configuration file [default: casestream.toml, if there is one]
+    #[arg(long, global = true, value_name = "FILE", env = "CASESTREAM_CONFIG", hide_env = true)]
+    pub config: Option<PathBuf>,
+    /// Sets one configuration value; may be repeated
+    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// How the answer is printed
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check configuration and policies, and print everything that is wrong
+    Check(check::Args),
+    /// Show policies
+    #[command(subcommand)]
+    Policy(policy::Command),
+}
+
+impl Command {
+    fn run(&self, global: &Global) -> Result<Exit, Failure> {
+        match self {
+            Command::Check(args) => check::run(args, global),
+            Command::Policy(command) => policy::run(command, global),
+        }
+    }
+}
+
+impl Global {
+    /// The configuration; every problem is one failure.
+    pub fn config(&self) -> Result<Config, Failure> {
+        let problems = match Layers::of_process(self.config.as_deref(), &self.set) {
+            Ok(layers) => match Config::load(&layers) {
+                Ok(config) => return Ok(config),
+                Err(problems) => problems,
+            },
+            Err(problem) => vec![problem],
+        };
+        Err(Failure::new(Exit::Config, lines(&problems)))
+    }
+}
+
+/// One text of several problems.
+pub fn lines<T: ToString>(problems: &[T]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The parser as users see it. `all` shows every command.
+pub fn parser(all: bool) -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        let hidden = !all && !EVERYDAY.contains(&command.get_name());
+        command.hide(hidden)
+    })
+}
+
+/// The process: arguments in, exit code out.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    ExitCode::from(run(&arguments) as u8)
+}
+
+/// Runs one command line; the first argument is the program's name.
+pub fn run(arguments: &[OsString]) -> Exit {
+    let all = arguments.len() == 3 && (arguments[1] == "--help" || arguments[1] == "-h") && arguments[2] == "all";
+    let asked = if all { &arguments[..2] } else { arguments };
+    let parsed = parser(all).try_get_matches_from(asked).and_then(|m| Cli::from_arg_matches(&m));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to tell when even this cannot be printed.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+        }
+    };
+    match cli.command.run(&cli.global) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            eprintln!("{}", failure.message);
+            failure.exit
+        }
+    }
+}

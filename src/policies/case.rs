@@ -2,7 +2,7 @@
 //! here; who can fold passes `run_tests` a closure. Next: `policies.rs`, where sets are put together.
 
 use super::policy::{SEVERITIES, unknown_indicator};
-use super::read::{Problem, Section, Word};
+use super::read::{Problem, Section};
 use crate::domain::Level;
 use crate::domain::indicator::Catalogue;
 use crate::domain::policy::PolicySet;
@@ -83,7 +83,7 @@ pub fn read(section: &Section<'_, '_>, policy: &str, catalogue: &Catalogue) -> C
 }
 
 fn person(section: &Section<'_, '_>) -> Person {
-    let leaving = section.keys().iter().any(|k| k.text == "leaving_day");
+    let leaving = section.has("leaving_day");
     let day = section.whole("leaving_day", -365..=365, Some(0));
     let person = Person {
         groups: super::groups(section, "groups"),
@@ -95,11 +95,12 @@ fn person(section: &Section<'_, '_>) -> Person {
 }
 
 fn act(section: &Section<'_, '_>, catalogue: &Catalogue) -> Act {
-    let has = |key: &str| section.keys().into_iter().find(|k| k.text == key);
-    let optional = |key: &str, example: &str| has(key).map(|_| section.text(key, example).to_owned());
+    let has = |key: &str| section.has(key).then_some(());
+    let optional = |key: &str, example: &str| has(key).map(|()| section.text(key, example).to_owned());
     let indicator = section.text("indicator", "cloud_upload").to_owned();
-    if let (Some(Word { at, .. }), None) = (has("indicator"), catalogue.position(&indicator)) {
-        unknown_indicator(section, &indicator, at, catalogue);
+    if !indicator.is_empty() && catalogue.position(&indicator).is_none() {
+        let (message, fix) = unknown_indicator(&indicator, catalogue);
+        section.report_at("indicator", message, fix);
     }
     let act = Act {
         day: section.whole("day", 0..=89, Some(0)),
@@ -109,8 +110,8 @@ fn act(section: &Section<'_, '_>, catalogue: &Catalogue) -> Act {
         info_types: section.texts("info_types").into_iter().map(|w| w.text.to_owned()).collect(),
         destination: optional("destination", "example.com"),
         outcome: section.word("outcome", &OUTCOMES, false),
-        bytes: has("bytes").map(|_| section.whole("bytes", 0..=1 << 50, None)),
-        vendor_severity: has("vendor_severity").map(|_| section.word("vendor_severity", &SEVERITIES, true)),
+        bytes: has("bytes").map(|()| section.whole("bytes", 0..=1 << 50, None)),
+        vendor_severity: has("vendor_severity").map(|()| section.word("vendor_severity", &SEVERITIES, true)),
         indicator,
     };
     for key in ["label", "info_types", "destination", "bytes", "vendor_severity"] {
@@ -126,7 +127,7 @@ fn expect(section: &Section<'_, '_>) -> Expect {
         return Expect::NoAlert;
     };
     let alert = expect.flag("alert", true);
-    let severity = match expect.keys().iter().any(|k| k.text == "severity") {
+    let severity = match expect.has("severity") {
         true => Level::parse(expect.word("severity", &SEVERITIES, true)),
         false => None,
     };

@@ -47,11 +47,10 @@ fn indicators(root: &Section<'_, '_>) -> Vec<Indicator> {
     if sections.len() > INDICATORS_MAX {
         root.report(format!("{} indicators, more than {INDICATORS_MAX}", sections.len()), "remove some");
     }
-    // Rejected duplicates are left out, because a catalogue asserts that codes are unique.
     let mut by_code: BTreeMap<u16, Indicator> = BTreeMap::new();
     let mut lines: BTreeMap<String, usize> = BTreeMap::new();
     for section in sections {
-        let indicator = indicator(&section);
+        let mut indicator = indicator(&section);
         if let Some(line) = lines.insert(indicator.id.clone(), section.line()) {
             section.report_at(
                 "id",
@@ -65,7 +64,9 @@ fn indicators(root: &Section<'_, '_>) -> Vec<Indicator> {
                 format!("code {} belongs to `{}`; codes stand in stored state", indicator.code, other.id),
                 "choose a number that was never used",
             );
-            continue;
+            // A catalogue asserts unique codes; under any other code its policies can still be read.
+            indicator.code =
+                (1..=u16::MAX).rev().find(|c| !by_code.contains_key(c)).expect("fewer indicators than codes");
         }
         by_code.insert(indicator.code, indicator);
     }

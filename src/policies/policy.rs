@@ -132,12 +132,15 @@ fn indicators(root: &Section<'_, '_>, catalogue: &Catalogue) -> Vec<PolicyIndica
     for Word { text: id, at } in section.keys() {
         let Some(override_) = section.table(id) else { continue };
         let Some(position) = catalogue.position(id) else {
-            unknown_indicator(&section, id, at, catalogue);
+            let (message, fix) = unknown_indicator(id, catalogue);
+            section.report_span(at, message, fix);
             continue;
         };
         let base = &catalogue.indicators[position];
         let cap_milli = override_.milli("cap", 1_000..=CAP_MILLI_MAX, Some(base.cap_milli));
-        check_cap(&override_, id, base.category, cap_milli);
+        if override_.has("cap") {
+            check_cap(&override_, id, base.category, cap_milli);
+        }
         indicators.push(PolicyIndicator {
             position,
             weight_milli: override_.milli("weight", 1..=WEIGHT_MILLI_MAX, Some(base.weight_milli)),
@@ -153,11 +156,11 @@ fn indicators(root: &Section<'_, '_>, catalogue: &Catalogue) -> Vec<PolicyIndica
     indicators
 }
 
-/// Reports an indicator the catalogue does not have.
-pub fn unknown_indicator(section: &Section<'_, '_>, id: &str, at: std::ops::Range<usize>, catalogue: &Catalogue) {
+/// What is wrong with an indicator the catalogue does not have, and what to do.
+pub fn unknown_indicator(id: &str, catalogue: &Catalogue) -> (String, String) {
     let fix = match nearest(id, catalogue.indicators.iter().map(|i| i.id.as_str())) {
         Some(near) => format!("did you mean `{near}`?"),
         None => "use an id of `indicators.toml`, or define it there".to_owned(),
     };
-    section.report_span(at, format!("indicator `{id}` is not in the catalogue"), fix);
+    (format!("indicator `{id}` is not in the catalogue"), fix)
 }

@@ -134,13 +134,20 @@ pub struct Word<'s> {
 impl<'s, 'a> Section<'s, 'a> {
     /// Notes a problem of the section itself, at its heading.
     pub fn report(&self, message: impl Into<String>, fix: impl Into<String>) {
+        if self.path.is_empty() {
+            // The file as a whole has no heading to point at.
+            let problem = Problem::of_file(self.sheet.name, message, fix);
+            return self.sheet.problems.borrow_mut().push(problem);
+        }
         self.sheet.report(self.span.clone(), message, fix);
     }
 
     /// Notes a problem at a key's value, or at the heading when the key is absent.
     pub fn report_at(&self, key: &str, message: impl Into<String>, fix: impl Into<String>) {
-        let at = self.table.get(key).map_or(self.span.clone(), Spanned::span);
-        self.sheet.report(at, message, fix);
+        match self.table.get(key) {
+            Some(value) => self.sheet.report(value.span(), message, fix),
+            None => self.report(message, fix),
+        }
     }
 
     /// Notes a problem at these bytes.
@@ -151,6 +158,11 @@ impl<'s, 'a> Section<'s, 'a> {
     /// The line on which the section stands, from 1.
     pub fn line(&self) -> usize {
         self.sheet.text[..self.span.start.min(self.sheet.text.len())].matches('\n').count() + 1
+    }
+
+    /// Whether the key is written.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
     }
 
     /// The keys, in the order of their names.
