@@ -10,6 +10,8 @@ use crate::domain::time::{DAY_MS, HOUR_MS, SECOND_MS};
 /// Partner companies everybody's work goes to: `partner00.example` and so on.
 pub(super) const PARTNERS: u64 = 40;
 const MINUTE_MS: i64 = 60_000;
+/// How long after a DLP match its undo comes.
+const UNDO_AFTER_MS: i64 = 2 * HOUR_MS;
 const MB: i64 = 1_000_000;
 
 /// Where an act is reported.
@@ -122,6 +124,16 @@ pub(super) struct Act {
     /// A warning was shown and overridden.
     pub(super) overridden: bool,
     pub(super) harmful: bool,
+}
+
+impl Act {
+    /// When the person acted. An undo is news of an earlier act, and counts for that act's day.
+    pub(super) fn occurred_at(&self) -> Timestamp {
+        match self.kind {
+            Kind::DlpEmailUndo => self.at.plus_ms(-UNDO_AFTER_MS),
+            _ => self.at,
+        }
+    }
 }
 
 /// Kinds with their weights, out of 100.
@@ -261,7 +273,7 @@ impl Diary<'_> {
         let labelled = self.prng.chance(30);
         let act = self.note(kind, at, target);
         act.confidential = labelled || kind == Kind::SensitiveRead;
-        let undone = Act { kind: Kind::DlpEmailUndo, at: at.plus_ms(2 * HOUR_MS), ..*act };
+        let undone = Act { kind: Kind::DlpEmailUndo, at: act.at.plus_ms(UNDO_AFTER_MS), ..*act };
         if kind == Kind::DlpEmail && self.prng.chance(40) {
             self.acts.push(undone);
         }

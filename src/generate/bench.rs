@@ -8,8 +8,10 @@ use super::prng::{Prng, mix};
 use crate::domain::signal::{Destination, Resource, Signal};
 use crate::domain::{Day, Text, Timestamp};
 
-/// Length of a user key, and of the other ids, in bytes.
+/// Length of a user key, and of a signal's id.
 const KEY_BYTES: usize = 32;
+/// Length of a source's event id, which is the file's too.
+const ID_BYTES: usize = 16;
 /// Every so many-th user is risky.
 const RISKY_EVERY: u64 = 100;
 
@@ -58,7 +60,7 @@ pub struct BenchSignals {
     day: Day,
     day_text: String,
     user_key: [u8; KEY_BYTES],
-    event_id: [u8; KEY_BYTES],
+    event_id: [u8; ID_BYTES],
     signal_id: [u8; KEY_BYTES],
 }
 
@@ -68,7 +70,17 @@ pub fn bench_signals(users: u64, seed: u64) -> BenchSignals {
     let zeros = [b'0'; KEY_BYTES];
     let (day, day_text) = (Day(0), Day(0).iso());
     let prng = Prng::of(&[seed, 5]);
-    BenchSignals { users, seed, number: 0, prng, day, day_text, user_key: zeros, event_id: zeros, signal_id: zeros }
+    BenchSignals {
+        users,
+        seed,
+        number: 0,
+        prng,
+        day,
+        day_text,
+        user_key: zeros,
+        event_id: [b'0'; ID_BYTES],
+        signal_id: zeros,
+    }
 }
 
 /// The key of user `number` in every stream: 32 hexadecimal digits.
@@ -112,7 +124,7 @@ impl BenchSignals {
                 signal: ascii(&self.signal_id).into(),
                 user: ascii(&self.user_key).into(),
                 event: ascii(&self.event_id).into(),
-                file: ascii(&self.event_id[16..]).into(),
+                file: ascii(&self.event_id).into(),
                 day: self.day_text.as_str().into(),
             },
         )
@@ -130,7 +142,7 @@ impl BenchSignals {
                 signal: text(&self.signal_id),
                 user: text(&self.user_key),
                 event: text(&self.event_id),
-                file: text(&self.event_id[16..]),
+                file: text(&self.event_id),
                 day: self.day_text.clone().into(),
             },
         )
@@ -143,8 +155,7 @@ impl BenchSignals {
         write_user_key(user, &mut self.user_key);
         // The mix is a bijection of the number, so neither id repeats.
         let id = mix(self.number ^ mix(self.seed));
-        write_hex(self.seed, &mut self.event_id[..16]);
-        write_hex(id, &mut self.event_id[16..]);
+        write_hex(id, &mut self.event_id);
         write_hex(mix(id), &mut self.signal_id[..16]);
         write_hex(id ^ self.seed, &mut self.signal_id[16..]);
         if at.day_at(0) != self.day {
@@ -195,7 +206,7 @@ fn build<'a>(template: &'static Template, at: Timestamp, bytes: i64, ids: Ids<'a
         resources: vec![file],
         resources_total: 1,
         is_complete: true,
-        device_id: Some(Text::borrowed("LT-bench01")),
+        device_id: Some(Text::borrowed("LT-0001")),
         off_hours: Some(false),
         mapping: Text::borrowed("bench@0000000001"),
         origin: Text::borrowed("live"),

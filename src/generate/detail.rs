@@ -28,8 +28,7 @@ const REPOSITORIES: [&str; 6] = ["billing", "gateway", "planner", "mobile", "mod
 const CLOUD_DRIVES: [&str; 4] = ["dropbox.com", "mega.nz", "wetransfer.com", "box.com"];
 
 /// Name, and confidence in thousandths, of what DLP finds.
-pub(super) const INFO_TYPES: [(&str, i64); 3] =
-    [("Credit Card Number", 850), ("IBAN", 750), ("EU Passport Number", 750)];
+const INFO_TYPES: [(&str, i64); 3] = [("Credit Card Number", 850), ("IBAN", 750), ("EU Passport Number", 750)];
 
 impl Source {
     pub(super) fn as_str(self) -> &'static str {
@@ -88,11 +87,21 @@ pub(super) fn file_id(act: &Act) -> String {
     format!("{:016x}", mix(act.id ^ 3))
 }
 
-/// What DLP found, and how often.
-pub(super) fn info_type(act: &Act) -> (&'static str, i64, i64) {
+/// What DLP found.
+pub(super) struct Finding {
+    pub(super) type_id: String,
+    pub(super) name: &'static str,
+    pub(super) count: i64,
+    /// 0-1000.
+    pub(super) confidence: i64,
+}
+
+/// What DLP found in the content of the act.
+pub(super) fn finding(act: &Act) -> Finding {
     let draw = mix(act.id ^ 4);
-    let (name, confidence) = INFO_TYPES[(draw % INFO_TYPES.len() as u64) as usize];
-    (name, 1 + (draw >> 32) as i64 % 20, confidence)
+    let n = draw % INFO_TYPES.len() as u64;
+    let (name, confidence) = INFO_TYPES[n as usize];
+    Finding { type_id: uuid(mix(100 + n)), name, count: 1 + (draw >> 32) as i64 % 20, confidence }
 }
 
 /// Serial number of the stick.

@@ -16,7 +16,7 @@ mod vendor;
 use thiserror::Error;
 
 use crate::domain::Timestamp;
-use crate::domain::time::{DAY_MS, EVENT_TIME_MIN};
+use crate::domain::time::{DAY_MS, EVENT_TIME_MAX, EVENT_TIME_MIN};
 
 pub use bench::{BenchSignals, bench_signals, bench_user_key};
 pub use population::{Person, Population, Scenario, Story};
@@ -40,7 +40,7 @@ pub struct Config {
     pub users: u32,
     /// Days of activity.
     pub days: u32,
-    /// The first day's midnight in UTC.
+    /// The first day's midnight in UTC. People live by local days, so those east of it begin up to ten hours earlier.
     pub start: Timestamp,
     /// Lower-case domain of the company's mail addresses.
     pub company_domain: String,
@@ -88,7 +88,7 @@ pub enum Error {
     Users(u32),
     #[error("could not generate {0} days; choose 1 to {DAYS_MAX}")]
     Days(u32),
-    #[error("could not start at {0} ms: not a midnight in UTC after 2000-01-01; choose a whole day")]
+    #[error("could not start at {0} ms: not a midnight in UTC between 2000 and 2105; choose another day")]
     Start(i64),
     #[error("could not use company domain `{0}`; choose lower-case letters, digits, dots and hyphens")]
     Domain(String),
@@ -128,8 +128,9 @@ impl Config {
         if self.days == 0 || self.days > DAYS_MAX {
             return Err(Error::Days(self.days));
         }
-        if self.start.0 % DAY_MS != 0 || self.start < EVENT_TIME_MIN || self.start.0 > 4_000_000_000_000 - 366 * DAY_MS
-        {
+        // A week more, for what is late.
+        let end = self.start.plus_ms(i64::from(self.days + 7) * DAY_MS);
+        if self.start.0 % DAY_MS != 0 || self.start < EVENT_TIME_MIN || end > EVENT_TIME_MAX {
             return Err(Error::Start(self.start.0));
         }
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-';

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::activity::{Act, Kind, Source, Target};
 use super::delivery::{Delivery, deliveries};
-use super::detail;
+use super::detail::{self, Finding};
 use super::population::Population;
 use super::prng::mix;
 use crate::domain::signal::{Destination, InfoType, Resource, Signal};
@@ -16,9 +16,10 @@ pub fn signals<'p>(
     population: &'p Population,
     user_key: impl Fn(&str) -> String + 'p,
 ) -> impl Iterator<Item = Signal<'static>> + 'p {
+    let keys: Vec<String> = population.people().iter().map(|person| user_key(&person.canonical_id)).collect();
     deliveries(population).filter_map(move |Delivery { arrival, act, .. }| {
         let indicator = act.kind.indicator()?;
-        let user_key = user_key(&detail::person(population, &act).canonical_id);
+        let user_key = keys[act.person as usize].clone();
         Some(signal(population, &act, indicator, user_key, arrival))
     })
 }
@@ -32,7 +33,8 @@ fn signal(
 ) -> Signal<'static> {
     let person = detail::person(population, act);
     let zone_offset_min = person.zone_offset_min();
-    let hour = act.at.local_hour(zone_offset_min);
+    let occurred_at = act.occurred_at();
+    let hour = occurred_at.local_hour(zone_offset_min);
     let source = act.kind.source();
     let dlp = matches!(act.kind, Kind::DlpEmail | Kind::DlpEmailUndo | Kind::DlpCloud);
     let op = if act.kind == Kind::DlpEmailUndo { "retract" } else { "create" };
@@ -43,9 +45,9 @@ fn signal(
         source_event_id: detail::event_id(act).into(),
         op: op.into(),
         indicator: indicator.into(),
-        occurred_at: act.at,
+        occurred_at,
         ingested_at: arrival,
-        day: act.at.day_at(zone_offset_min).iso().into(),
+        day: occurred_at.day_at(zone_offset_min).iso().into(),
         zone_offset_min,
         outcome: outcome(act).into(),
         count: 1,
@@ -99,7 +101,7 @@ fn labels(act: &Act) -> Vec<Text<'static>> {
 }
 
 fn info_type(act: &Act) -> InfoType<'static> {
-    let (name, count, confidence) = detail::info_type(act);
+    let Finding { name, count, confidence, .. } = detail::finding(act);
     InfoType { name: name.into(), count, confidence }
 }
 

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::activity::{Act, Kind, Source, Target};
 use super::delivery::{Delivery, deliveries};
 use super::population::Population;
+use super::prng::mix;
 use super::{detail, signals};
 use crate::domain::Timestamp;
 
@@ -58,7 +59,7 @@ fn bare_time(at: Timestamp) -> String {
 
 fn m365(population: &Population, act: &Act, out: &mut String) -> std::fmt::Result {
     let (id, time) = (detail::event_id(act), bare_time(act.at));
-    let organization = detail::uuid(population.config().seed);
+    let organization = detail::uuid(mix(population.config().seed ^ 20));
     write!(out, r#"{{"CreationTime":"{time}","Id":"{id}","OrganizationId":"{organization}","Version":1,"#)?;
     match act.kind {
         Kind::DlpEmail | Kind::DlpEmailUndo => dlp_email(population, act, out),
@@ -72,13 +73,13 @@ fn dlp_email(population: &Population, act: &Act, out: &mut String) -> std::fmt::
     let operation = if act.kind == Kind::DlpEmail { "DlpRuleMatch" } else { "DlpRuleUndo" };
     let person = detail::person(population, act);
     let (from, to) = (detail::spelling(person, act), detail::recipient(population, act));
-    let (file, bytes, sent) = (detail::file_name(act), act.bytes, bare_time(act.at));
+    let (file, bytes, sent) = (detail::file_name(act), act.bytes, bare_time(act.occurred_at()));
     let message = format!("<{:016x}@mail.{}>", act.id, population.config().company_domain);
     write!(
         out,
         r#""Operation":"{operation}","RecordType":13,"Workload":"Exchange","UserId":"DlpAgent","UserKey":"1153801116545789462","UserType":4,"IncidentId":"{}","ObjectId":"{message}","ExchangeMetaData":{{"BCC":[],"CC":[],"FileSize":{bytes},"From":"{from}","MessageID":"{message}","RecipientCount":1,"Sent":"{sent}","Subject":"{file}","To":["{to}"],"UniqueID":"{}"}},"#,
-        detail::uuid(act.id ^ 11),
-        detail::uuid(act.id ^ 12),
+        detail::uuid(mix(act.id ^ 11)),
+        detail::uuid(mix(act.id ^ 12)),
     )?;
     if act.overridden {
         out.push_str(r#""ExceptionInfo":{"Reason":"Override","Justification":"Needed to finish from home"},"#);
@@ -91,11 +92,11 @@ fn dlp_cloud(population: &Population, act: &Act, out: &mut String) -> std::fmt::
     let person = detail::person(population, act);
     let (from, file, owner) = (detail::spelling(person, act), detail::file_name(act), &person.display_name);
     let (site, agent) = (personal_site(population, act), "DlpPolicyEventBasedAssistantOneDriveForBusiness");
-    let (time, file_id) = (bare_time(act.at), detail::uuid(act.id ^ 13));
+    let (time, file_id) = (bare_time(act.at), detail::uuid(mix(act.id ^ 13)));
     write!(
         out,
         r#""Operation":"DLPRuleMatch","RecordType":11,"Workload":"OneDrive","UserId":"{agent}","UserKey":"{agent}","UserType":4,"IncidentId":"{}","ObjectId":"{file_id}","SharePointMetaData":{{"FileName":"{file}","FileOwner":"{owner}","FilePathUrl":"{site}/Documents/{file}","From":"{from}","ItemCreationTime":"{time}","ItemLastModifiedTime":"{time}","SiteCollectionUrl":"{site}","UniqueID":"{file_id}"}},"#,
-        detail::uuid(act.id ^ 11),
+        detail::uuid(mix(act.id ^ 11)),
     )?;
     label(act, out);
     policy_details(act, out)
@@ -109,15 +110,16 @@ fn label(act: &Act, out: &mut String) {
 
 /// Ends the object of a DLP record.
 fn policy_details(act: &Act, out: &mut String) -> std::fmt::Result {
-    let (name, count, confidence) = detail::info_type(act);
+    let finding = detail::finding(act);
+    let (name, count) = (finding.name, finding.count);
     let severity = signals::severity(act);
     write!(
         out,
         r#""PolicyDetails":[{{"PolicyId":"{}","PolicyName":"Financial data","Rules":[{{"RuleId":"{}","RuleName":"{severity} volume of financial data","RuleMode":"Enable","Severity":"{severity}","Actions":["NotifyUser"],"ActionParameters":[],"ConditionsMatched":{{"SensitiveInformation":[{{"SensitiveType":"{}","SensitiveInformationTypeName":"{name}","Confidence":{},"Count":{count},"UniqueCount":{count},"Location":"Attachment"}}]}}}}]}}],"SensitiveInfoDetectionIsIncluded":false}}"#,
-        detail::uuid(21),
-        detail::uuid(22),
-        detail::uuid(name.len() as u64),
-        confidence / 10,
+        detail::uuid(mix(121)),
+        detail::uuid(mix(122)),
+        finding.type_id,
+        finding.confidence / 10,
     )
 }
 
@@ -286,7 +288,7 @@ fn code42_file(act: &Act, login: &str, out: &mut String) -> std::fmt::Result {
     write!(
         out,
         r#""file":{{"name":"{file}","directory":"{directory}","category":"{category}","sizeInBytes":{bytes},"owner":"{login}","hash":{{"md5":"{:016x}{file_id}","sha256":null,"md5Error":null}},"id":"{file_id}","url":null,"classifications":{classifications}}},"#,
-        super::prng::mix(act.id ^ 14),
+        mix(act.id ^ 14),
     )
 }
 
