@@ -217,7 +217,8 @@ fn drive(population: &Population, act: &Act, out: &mut String) -> std::fmt::Resu
     )
 }
 
-/// What differs between Code42's actions: the action, the destination's category and name, and the program.
+/// What differs between Code42's actions: the action, the destination's category and name, and the program. It has no
+/// action of its own for an archive or a clone: the file's category and the repository tell.
 fn code42_action(kind: Kind) -> (&'static str, &'static str, &'static str, &'static str) {
     let explorer = r"C:\\Windows\\explorer.exe";
     match kind {
@@ -229,8 +230,8 @@ fn code42_action(kind: Kind) -> (&'static str, &'static str, &'static str, &'sta
         Kind::Mail => ("file-emailed", "Email", "Email", ""),
         Kind::Print => ("file-printed", "Device", "Printer", r"C:\\Windows\\System32\\spoolsv.exe"),
         Kind::ReportDownload => ("file-downloaded", "Device", "Salesforce report", ""),
-        Kind::CodeClone => ("git-clone", "Device", "Source code", r"C:\\Program Files\\Git\\git.exe"),
-        Kind::Archived => ("file-archived", "Device", "", r"C:\\Program Files\\7-Zip\\7z.exe"),
+        Kind::CodeClone => ("file-downloaded", "Device", "Source code", r"C:\\Program Files\\Git\\git.exe"),
+        Kind::Archived => ("file-created", "Device", "", r"C:\\Program Files\\7-Zip\\7z.exe"),
         Kind::Deleted | Kind::LogDeleted => ("file-deleted", "", "", explorer),
         _ => ("file-created", "", "", explorer),
     }
@@ -278,7 +279,9 @@ fn code42_file(act: &Act, login: &str, out: &mut String) -> std::fmt::Result {
         "git" => "SourceCode",
         "xlsx" | "csv" => "Spreadsheet",
         "png" => "Image",
-        "evtx" => "Log",
+        "pdf" => "Pdf",
+        "pptx" => "Presentation",
+        "evtx" => "Uncategorized",
         _ => "Document",
     };
     let classifications = match act.confidential {
