@@ -54,15 +54,31 @@ fn row(outcome: &Outcome) -> String {
 #[test]
 fn zz_dump() {
     for (source, file) in SOURCES {
-        let config = MapConfig { company_domains: vec!["testsiem2.onmicrosoft.com".into(), "testsiem.onmicrosoft.com".into(), "cloud-response.com".into(), "example.com".into()], ..MapConfig::default() };
+        let config = MapConfig {
+            company_domains: vec![
+                "testsiem2.onmicrosoft.com".into(),
+                "testsiem.onmicrosoft.com".into(),
+                "cloud-response.com".into(),
+                "example.com".into(),
+            ],
+            ..MapConfig::default()
+        };
         let mapping = Mapping::load(&repository().join("config/mappings").join(format!("{source}.toml")));
-        let mut mapping = match mapping { Ok(m) => m.with_config(&config), Err(e) => { eprintln!("{e}"); continue } };
+        let mut mapping = match mapping {
+            Ok(m) => m.with_config(&config),
+            Err(e) => {
+                eprintln!("{e}");
+                continue;
+            }
+        };
         let Some(lines) = samples(file) else { continue };
         let mut counts: BTreeMap<String, u32> = BTreeMap::new();
         for (n, line) in lines.iter().enumerate() {
             let out = mapping.run(line.as_bytes(), &at(n as i64));
             *counts.entry(row(&out)).or_default() += 1;
-            if let Outcome::Dead { message, code } = &out { eprintln!("{source} {n} {} {message}", code.as_str()); }
+            if let Outcome::Dead { message, code } = &out {
+                eprintln!("{source} {n} {} {message}", code.as_str());
+            }
         }
         eprintln!("{source} {counts:#?}");
     }
