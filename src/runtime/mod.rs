@@ -6,6 +6,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod client;
 pub mod clock;
+pub mod first_policies;
 pub mod http;
 pub mod log;
 pub mod map_worker;
