@@ -78,7 +78,7 @@ impl From<crate::config::Problem> for Failure {
 }
 
 /// Turns policy risk signals from Kafka into risk scores, alerts and a chronology per user, exactly once.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "casestream", version, arg_required_else_help = true, disable_help_subcommand = true)]
 #[command(after_help = "More commands: casestream --help all\n\
     Exit codes: 0 ok, 1 failure, 2 usage, 3 configuration, 4 dependency, 5 fenced")]
@@ -89,8 +89,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Options of every command.
-#[derive(Debug, clap::Args)]
+/// Options of every command. Not printable: `--set` may hold secrets.
+#[derive(clap::Args)]
 pub struct Global {
     /// Configuration file [default: casestream.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE", env = "CASESTREAM_CONFIG", hide_env = true)]
