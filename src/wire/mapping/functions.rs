@@ -1,0 +1,154 @@
+//! Functions of our own in mapping programs: `pivot` for name/value lists, `domain_of` and `direction` for addresses.
+//! They exist because every vendor needs them and VRL programs cannot define functions.
+
+use vrl::compiler::function::{ArgumentList, Compiled, Example, Function, FunctionCompileContext, Parameter};
+use vrl::compiler::state::TypeState;
+use vrl::compiler::value::kind;
+use vrl::compiler::{Context, Expression, FunctionExpression, Resolved, TypeDef};
+use vrl::path::OwnedTargetPath;
+use vrl::value::kind::Collection;
+use vrl::value::{KeyString, ObjectMap, Value};
+
+/// What this file adds to the standard functions.
+pub fn own() -> Vec<Box<dyn Function>> {
+    vec![
+        Box::new(Own { name: "pivot", usage: PIVOT, kind: kind::OBJECT, apply: pivot }),
+        Box::new(Own { name: "domain_of", usage: DOMAIN_OF, kind: kind::BYTES | kind::NULL, apply: domain_of }),
+        Box::new(Own { name: "direction", usage: DIRECTION, kind: kind::BYTES, apply: direction }),
+    ]
+}
+
+const PIVOT: &str = "An object from a list of {name, value} objects; the value may be value, intValue, boolValue, \
+                     multiValue, multiIntValue or a name/value list of its own. Entries of another shape are left out.";
+const DOMAIN_OF: &str = "The lower-case domain of an address, a URL or a domain; null if there is none.";
+const DIRECTION: &str = "internal, external or unknown: whether an address or domain is the company's own.";
+
+/// Values are tried in this order; the first present wins.
+const VALUE_KEYS: [&str; 7] =
+    ["value", "Value", "intValue", "boolValue", "multiValue", "multiIntValue", "multiBoolValue"];
+
+type Apply = fn(Value, &[Value]) -> Value;
+
+fn pivot(list: Value, _: &[Value]) -> Value {
+    let Value::Array(entries) = list else { return Value::Object(ObjectMap::new()) };
+    Value::Object(entries.into_iter().filter_map(entry).collect())
+}
+
+fn entry(value: Value) -> Option<(KeyString, Value)> {
+    let Value::Object(mut map) = value else { return None };
+    let name = ["name", "Name"].into_iter().find_map(|key| map.remove(key))?.to_key_string_lossy()?;
+    let found = VALUE_KEYS.into_iter().find_map(|key| map.remove(key));
+    Some((name, found.unwrap_or(Value::Null)))
+}
+
+fn domain_of(value: Value, _: &[Value]) -> Value {
+    value.to_str().and_then(domain).map_or(Value::Null, Value::from)
+}
+
+fn direction(value: Value, company: &[Value]) -> Value {
+    let Some(domain) = value.to_str().and_then(domain) else { return Value::from("unknown") };
+    if company.is_empty() {
+        return Value::from("unknown");
+    }
+    let covers = |own: &str| domain == own || domain.strip_suffix(own).is_some_and(|front| front.ends_with('.'));
+    let internal = company.iter().filter_map(Value::to_str).any(covers);
+    Value::from(if internal { "internal" } else { "external" })
+}
+
+/// `User@Mail.Example.COM`, `https://mail.example.com:443/x` and `mail.example.com.` give `mail.example.com`.
+fn domain(text: &str) -> Option<String> {
+    let text = text.trim();
+    let text = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let text = text.split(['/', '?', '#']).next()?;
+    let text = text.rsplit('@').next()?.split(':').next()?;
+    let text = text.trim_end_matches(['.', '>']);
+    let valid = text.contains('.') && !text.starts_with('.') && !text.contains(char::is_whitespace);
+    (valid && text.len() <= 253).then(|| text.to_lowercase())
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Own {
+    name: &'static str,
+    usage: &'static str,
+    kind: u16,
+    apply: Apply,
+}
+
+impl Function for Own {
+    fn identifier(&self) -> &'static str {
+        self.name
+    }
+
+    fn usage(&self) -> &'static str {
+        self.usage
+    }
+
+    fn category(&self) -> &'static str {
+        "Type"
+    }
+
+    fn return_kind(&self) -> u16 {
+        self.kind
+    }
+
+    fn examples(&self) -> &'static [Example] {
+        &[]
+    }
+
+    fn parameters(&self) -> &'static [Parameter] {
+        const PARAMETERS: &[Parameter] = &[Parameter::required("value", kind::ANY, "What to look at.")];
+        PARAMETERS
+    }
+
+    fn compile(&self, _: &TypeState, _: &mut FunctionCompileContext, arguments: ArgumentList) -> Compiled {
+        let company = vrl::path::parse_target_path("%config.company_domains").expect("a constant path");
+        Ok(OwnCall { value: arguments.required("value"), own: *self, company }.as_expr())
+    }
+}
+
+#[derive(Clone, Debug)]
+struct OwnCall {
+    value: Box<dyn Expression>,
+    own: Own,
+    company: OwnedTargetPath,
+}
+
+impl FunctionExpression for OwnCall {
+    fn resolve(&self, ctx: &mut Context) -> Resolved {
+        let value = self.value.resolve(ctx)?;
+        let company = ctx.target().target_get(&self.company).ok().flatten().and_then(Value::as_array).unwrap_or(&[]);
+        Ok((self.own.apply)(value, company))
+    }
+
+    fn type_def(&self, _: &TypeState) -> TypeDef {
+        match self.own.name {
+            "pivot" => TypeDef::object(Collection::any()),
+            "domain_of" => TypeDef::bytes().or_null(),
+            _ => TypeDef::bytes(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domains_and_directions() {
+        let company = [Value::from("example.com")];
+        for (text, expect, way) in [
+            ("A.B@Example.COM", Some("example.com"), "internal"),
+            ("https://user:pw@eu.example.com:443/a?b@c.org", Some("eu.example.com"), "internal"),
+            ("notexample.com", Some("notexample.com"), "external"),
+            ("Someone <x@mail.test>", Some("mail.test"), "external"),
+            ("example.com.", Some("example.com"), "internal"),
+            ("localhost", None, "unknown"),
+            ("", None, "unknown"),
+        ] {
+            assert_eq!(domain_of(Value::from(text), &[]), expect.map_or(Value::Null, Value::from), "{text}");
+            assert_eq!(direction(Value::from(text), &company), Value::from(way), "{text}");
+        }
+        assert_eq!(direction(Value::from("example.com"), &[]), Value::from("unknown"));
+        assert_eq!(direction(Value::Integer(1), &company), Value::from("unknown"));
+    }
+}
