@@ -106,7 +106,7 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Check configuration and policies, and print everything that is wrong
+    /// Check configuration, policies and mappings, and print everything that is wrong
     Check(check::Args),
     /// Plan or create the topics, and install the first policy set
     #[command(subcommand)]
