@@ -200,7 +200,8 @@ impl<'a, L: Log> Verifier<'a, L> {
         for journal in &journals {
             if journal.commit_no != state.meta().commit_no + 1 {
                 let before = state.meta().commit_no;
-                self.report.differ(|| format!("INV-2: partition {partition}: commit {} follows {before}", journal.commit_no));
+                self.report
+                    .differ(|| format!("INV-2: partition {partition}: commit {} follows {before}", journal.commit_no));
                 return Ok(None);
             }
             if !self.fill(&mut queues, journal, partition)? {
@@ -221,11 +222,13 @@ impl<'a, L: Log> Verifier<'a, L> {
         let mut journals = Vec::new();
         let mut failure = None;
         let decoder = &mut self.decoder;
-        self.log.read(topic, partition, from, until, &mut |record| {
-            match decoder.decode::<Journal>(Topic::EngineJournal, record.value.unwrap_or_default(), record.headers) {
-                Ok(journal) => journals.push(journal),
-                Err(e) => failure = Some(Failure::Journal { partition, offset: record.offset, cause: e.to_string() }),
-            }
+        self.log.read(topic, partition, from, until, &mut |record| match decoder.decode::<Journal>(
+            Topic::EngineJournal,
+            record.value.unwrap_or_default(),
+            record.headers,
+        ) {
+            Ok(journal) => journals.push(journal),
+            Err(e) => failure = Some(Failure::Journal { partition, offset: record.offset, cause: e.to_string() }),
         })?;
         failure.map_or(Ok(journals), Err)
     }
@@ -276,8 +279,7 @@ impl<'a, L: Log> Verifier<'a, L> {
             condemned: journal.condemned.as_deref().map(intern_code),
         };
         state.owned_by(identity(journal, state.number()));
-        let mut tools =
-            Tools { encoder: &mut self.encoder, decoder: &mut self.decoder, policies: &mut *self.policies };
+        let mut tools = Tools { encoder: &mut self.encoder, decoder: &mut self.decoder, policies: &mut *self.policies };
         self.outputs.clear();
         let overlay = state
             .fold_batch(self.batch.records(state.number()), &frame, &mut tools, &mut self.outputs)
@@ -362,7 +364,8 @@ impl<'a, L: Log> Verifier<'a, L> {
         let applied = meta.as_ref().map_or(0, |m| m.applied);
         if meta.as_ref().is_none_or(|m| m.rebuilding) || applied != state.meta().commit_no {
             let commit = state.meta().commit_no;
-            self.report.differ(|| format!("INV-3: the copy of partition {partition} stands at {applied}, not at {commit}"));
+            self.report
+                .differ(|| format!("INV-3: the copy of partition {partition} stands at {applied}, not at {commit}"));
             return Ok(());
         }
         let mut copies: HashMap<String, CopyUser> = HashMap::new();
@@ -373,12 +376,14 @@ impl<'a, L: Log> Verifier<'a, L> {
             let mut want = copy_user(&user.user_key, 0, &user.bytes, &self.names);
             want.segments.sort();
             let Some(mut have) = copies.remove(&*user.user_key) else {
-                self.report.differ(|| format!("INV-3: missing in the copy of partition {partition}: {}", user.user_key));
+                self.report
+                    .differ(|| format!("INV-3: missing in the copy of partition {partition}: {}", user.user_key));
                 continue;
             };
             have.segments.sort();
             if have.segments != want.segments {
-                self.report.differ(|| format!("INV-3: another state in the copy of partition {partition}: {}", user.user_key));
+                self.report
+                    .differ(|| format!("INV-3: another state in the copy of partition {partition}: {}", user.user_key));
             }
             self.report.copy_users += 1;
         }
@@ -469,8 +474,7 @@ impl Queue {
             if kept.offset < range.from {
                 continue;
             }
-            let headers: Vec<(&str, Option<&[u8]>)> =
-                kept.headers.iter().map(|(n, v)| (&**n, v.as_deref())).collect();
+            let headers: Vec<(&str, Option<&[u8]>)> = kept.headers.iter().map(|(n, v)| (&**n, v.as_deref())).collect();
             each(&RecordRef {
                 topic,
                 partition,
