@@ -17,6 +17,7 @@ use crate::wire::avro::Schemas;
 pub mod check;
 pub mod output;
 pub mod policy;
+pub mod run;
 pub mod topics;
 
 pub use output::Output;
@@ -106,6 +107,8 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the roles of one process until it is told to stop
+    Run(run::Args),
     /// Check configuration, policies and mappings, and print everything that is wrong
     Check(check::Args),
     /// Plan or create the topics, and install the first policy set
@@ -119,6 +122,7 @@ pub enum Command {
 impl Command {
     fn run(&self, global: &Global) -> Result<Exit, Failure> {
         match self {
+            Command::Run(args) => run::run(args, global),
             Command::Check(args) => check::run(args, global),
             Command::Topics(command) => topics::run(command, global),
             Command::Policy(command) => policy::run(command, global),
