@@ -25,6 +25,7 @@ mod program;
 #[cfg(feature = "vrl")]
 mod signal_builder;
 mod text;
+#[cfg(feature = "vrl")]
 mod when;
 
 pub use code::Code;
