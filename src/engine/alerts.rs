@@ -4,7 +4,7 @@
 
 use smallvec::SmallVec;
 
-use super::score::{Curve, Lens, Sum, evidence_for, score_milli};
+use super::score::{Curve, Lens, Sum, evidence_for};
 use super::state::{ALERTS_MAX, AlertState, Change, EVIDENCE_MAX, LIMIT_ALERTS, Spent, User, hash64};
 use super::{Context, Numbers};
 use crate::domain::alert::{Status, Trigger, Window};
@@ -377,10 +377,4 @@ fn rate(alert: &mut AlertState, score: i64, ctx: &Context<'_>) -> Option<&'stati
         alert.change = Change::Severity;
     }
     Some(if alert.severity > before { "rose" } else { "fell" })
-}
-
-/// The score at which a policy's evidence of a successor is enough, for explanations.
-pub fn successor_evidence_milli(policy: &Policy) -> i64 {
-    debug_assert!(score_milli(evidence_for(policy.open_at_milli), 1_000) >= policy.open_at_milli.min(99_999));
-    (2 * evidence_for(policy.open_at_milli) + 2) / 3
 }

@@ -20,6 +20,9 @@ pub fn activity(signal: &Signal<'_>, op: Op, title: &str, user: &User, day: Day,
         Op::Retract => text.push_str("Retracted: "),
     }
     text.push_str(if title.is_empty() { &signal.indicator } else { title });
+    if op == Op::Retract {
+        return cut(text);
+    }
     text.push_str(": ");
     amount(&mut text, signal.count, signal.resources.first().map(|r| r.kind.as_str()));
     if let Some(bytes) = signal.bytes.filter(|b| *b > 0) {
@@ -32,9 +35,7 @@ pub fn activity(signal: &Signal<'_>, op: Op, title: &str, user: &User, day: Day,
             let _ = write!(text, ", to {place}");
         }
     }
-    if op != Op::Retract {
-        since(&mut text, user, day, code);
-    }
+    since(&mut text, user, day, code);
     cut(text)
 }
 

@@ -24,14 +24,16 @@ pub const ENFORCEMENT_HOLD_MS: i64 = DAY_MS;
 
 /// See `fold::finish`.
 pub fn finish(user: &mut User, user_key: &str, ctx: &Context<'_>, sink: &mut dyn Sink) {
-    if !user.changes.head {
-        return;
-    }
     if is_gone(user) {
         sink.gone(user_key);
         user.head = Head::default();
         user.seen = Default::default();
         user.changes.seen = true;
+        user.changes.head = true;
+        return;
+    }
+    // Days that are dropped are too old to count: nothing to publish.
+    if user.changes.cause.kind.is_empty() {
         return;
     }
     let known = !user.days.is_empty() || !user.head.alerts.is_empty() || user.head.published.valid_until.0 > 0;

@@ -14,13 +14,17 @@ use crate::domain::chronology::ChronologyEntry;
 use crate::domain::time::HOUR_MS;
 use crate::domain::{Day, Level, Text, Timestamp};
 
-/// The earliest due instant: a window closes, a level falls, an alert expires, a trigger or booster begins or ends,
-/// a day is dropped. Cheap: called once per changed user and on restore.
+/// The earliest due instant: a window closes, a level falls, an alert expires, a booster begins or ends, a day is
+/// dropped. Cheap: called once per changed user and on restore.
 pub fn next_due(user: &User, ctx: &Context<'_>) -> Option<Timestamp> {
-    let published = &user.head.published;
-    let after = |t: &Timestamp| *t > published.as_of;
-    let enforcement = published.below_since.map(|since| since.plus_ms(ENFORCEMENT_HOLD_MS));
     let dropped = user.days.first().map(|d| Day(d.day.0 + DAYS_KEPT).start());
+    change_due(user, ctx).into_iter().chain(dropped).min()
+}
+
+/// When something comes that is published.
+fn change_due(user: &User, ctx: &Context<'_>) -> Option<Timestamp> {
+    let published = &user.head.published;
+    let enforcement = published.below_since.map(|since| since.plus_ms(ENFORCEMENT_HOLD_MS));
     let spans = match user.days.is_empty() {
         true => Default::default(),
         false => boosts(user.head.directory.as_ref(), &ctx.policies.catalogue.boosters),
@@ -31,12 +35,8 @@ pub fn next_due(user: &User, ctx: &Context<'_>) -> Option<Timestamp> {
         .flatten()
         .map(|hour| Timestamp(hour * HOUR_MS));
     let foreseen = [published.next_fall_at, enforcement].into_iter().flatten();
-    foreseen
-        .chain(bounds.filter(|_| !user.days.is_empty()))
-        .filter(after)
-        .chain(alert_due(user).map(|(due, _)| due))
-        .chain(dropped)
-        .min()
+    let by_time = foreseen.chain(bounds).filter(|t| *t > published.as_of);
+    by_time.chain(alert_due(user).map(|(due, _)| due)).min()
 }
 
 /// Runs everything due at or before `due`; `false` when there was nothing.
@@ -44,23 +44,30 @@ pub fn run(user: &mut User, user_key: &str, due: Timestamp, ctx: &Context<'_>, s
     if next_due(user, ctx).is_none_or(|next| next > due) {
         return false;
     }
-    let rev = user.head.user_rev;
-    catch_up(user, user_key, due, ctx, sink);
+    if change_due(user, ctx).is_some_and(|next| next <= due) {
+        let rev = user.head.user_rev;
+        catch_up(user, user_key, due, ctx, sink);
+        settle(user, due, ctx);
+        if user.head.user_rev == rev {
+            user.head.user_rev += 1;
+            user.changes.cause = Cause::timer(user_key, "score", due);
+        }
+    }
     evolve::forget(user, due.day_at(0), ctx.lateness_days);
+    true
+}
+
+/// Brings what is foreseen up to an instant.
+fn settle(user: &mut User, due: Timestamp, ctx: &Context<'_>) {
     let curve = Curve::new(user, &ctx.policies.catalogue, due.hour());
     let score = curve.at(due.hour()).score_milli;
     let mut published = user.head.published;
+    published.as_of = published.as_of.max(due);
     let changed = settle_enforcement(&mut published, &curve, score, due);
     foresee(&mut published, &curve, due.hour());
-    published.as_of = published.as_of.max(due);
     user.head.published = published;
     user.changes.level |= changed;
     user.changes.head = true;
-    if user.head.user_rev == rev {
-        user.head.user_rev += 1;
-        user.changes.cause = Cause::timer(user_key, "score", due);
-    }
-    true
 }
 
 /// Whether a record of this stream time finds anything to be caught up.
