@@ -6,7 +6,7 @@ use super::state::{
     DESTINATIONS_PER_INSIGHT_MAX, DaySegment, INSIGHTS_PER_DAY_MAX, Insight, LIMIT_INSIGHTS, LIMIT_SEEN, LIMIT_SIGNALS,
     SEEN_MAX, SIGNALS_PER_DAY_MAX, SignalEntry, User,
 };
-use crate::domain::Day;
+use crate::domain::{Day, Timestamp};
 
 /// What happens to the entry of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub fn evolve(user: &mut User, change: &Change) {
 }
 
 /// Notes the first sight of a signal's names. Never undone, so that only the set of signals matters.
-pub fn sight(user: &mut User, day: Day, destination: u32, device: u32) {
+pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device: u32) {
     let mut changed = false;
     for (list, name) in [(&mut user.seen.domains, destination), (&mut user.seen.devices, device)] {
         if name == 0 {
@@ -72,6 +72,10 @@ pub fn sight(user: &mut User, day: Day, destination: u32, device: u32) {
     let earlier = user.head.first_day.is_none_or(|first| day < first);
     if earlier {
         user.head.first_day = Some(day);
+        user.changes.head = true;
+    }
+    if at > user.head.last_signal_at {
+        user.head.last_signal_at = at;
         user.changes.head = true;
     }
 }

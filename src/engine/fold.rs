@@ -95,7 +95,8 @@ fn before(user: &mut User, touched: &[Place], emit: &mut Emit<'_>) -> Measured {
 
 fn sight(user: &mut User, checked: &Checked) {
     if checked.op != Op::Retract {
-        evolve::sight(user, checked.day, checked.entry.destination, checked.entry.device);
+        let entry = &checked.entry;
+        evolve::sight(user, checked.day, checked.at, entry.destination, entry.device);
     }
 }
 
@@ -117,9 +118,6 @@ fn signal(
     evolve::forget(user, ctx.stream_time.day_at(0), ctx.lateness_days);
     user.head.user_rev += 1;
     user.changes.head = true;
-    if lives {
-        user.head.last_signal_at = user.head.last_signal_at.max(checked.at);
-    }
     let fired = if lives { fire_dlp(user, signal, checked.at, ctx) } else { Vec::new() };
 
     let curve = Curve::new(user, &ctx.policies.catalogue, hour);

@@ -46,7 +46,7 @@ pub fn finish(user: &mut User, user_key: &str, ctx: &Context<'_>, sink: &mut dyn
 /// Nothing left that anyone could ask about.
 fn is_gone(user: &User) -> bool {
     let open = user.head.alerts.iter().any(|a| a.status.is_open());
-    user.days.is_empty() && !open && user.head.directory.is_none() && user.head.last_signal_at.0 != 0
+    user.days.is_empty() && !open && user.head.directory.is_none() && user.head.user_rev != 0
 }
 
 fn latest(user: &mut User, user_key: &str, now: Timestamp, ctx: &Context<'_>, sink: &mut dyn Sink) {
