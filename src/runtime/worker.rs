@@ -26,6 +26,8 @@ use crate::wire::avro::{Decoder, Encoder, Schemas};
 mod assignment;
 mod halving;
 mod restore;
+#[cfg(test)]
+mod tests;
 mod transact;
 mod upkeep;
 

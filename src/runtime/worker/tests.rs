@@ -1,0 +1,711 @@
+//! The protocol over a broker of a few lines: two partitions, markers, aborts, lost answers. What happens under a
+//! thousand interleavings is the simulator's matter.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::*;
+use crate::domain::Text;
+use crate::domain::command::{Command, CommandResult, SwitchPolicies};
+use crate::domain::partitioner::partition_of;
+use crate::domain::policy::PolicySet;
+use crate::domain::record::Journal;
+use crate::domain::signal::Signal;
+use crate::runtime::copy_sink::{DirtyUser, Loaded};
+use crate::runtime::partition::ledger::balances;
+use crate::runtime::ports::{Changes, CopyMeta, CopyUser, Outgoing};
+use crate::topology::{META_KEY, Topic};
+
+const PARTITIONS: i32 = 2;
+const NOW: i64 = 1_800_000_000_000;
+
+#[derive(Clone)]
+struct Rec {
+    offset: i64,
+    timestamp: Timestamp,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+#[derive(Default)]
+struct Topics {
+    logs: BTreeMap<(TopicName, i32), (Vec<Rec>, i64)>,
+    committed: BTreeMap<(TopicName, i32), i64>,
+    /// One entry per commit to come: what the client is told, and whether the broker did it.
+    commits: VecDeque<(ErrorKind, bool)>,
+    /// Sends of a dead letter with this value fail, unless it is condemned.
+    poison: Option<(Vec<u8>, ErrorKind)>,
+    inits: usize,
+    now: i64,
+    positions: BTreeMap<(TopicName, i32), i64>,
+    rebalances: VecDeque<Changes>,
+    changes: Changes,
+    /// Rebalance after this many polled records.
+    rebalance_after: Option<(usize, Changes)>,
+    copied: Vec<String>,
+}
+
+type Shared = Rc<RefCell<Topics>>;
+
+impl Topics {
+    fn append(&mut self, topic: TopicName, partition: i32, record: &Outgoing<'_>) {
+        let now = self.now;
+        let (log, end) = self.logs.entry((topic, partition)).or_default();
+        log.push(Rec {
+            offset: *end,
+            timestamp: record.timestamp.unwrap_or(Timestamp(now)),
+            key: record.key.map(<[u8]>::to_vec),
+            value: record.value.map(<[u8]>::to_vec),
+            headers: record.headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())).collect(),
+        });
+        *end += 1;
+    }
+
+    fn end(&self, topic: TopicName, partition: i32) -> i64 {
+        self.logs.get(&(topic, partition)).map_or(0, |(_, end)| *end)
+    }
+}
+
+fn hand_over(topic: TopicName, partition: i32, rec: &Rec, each: &mut dyn FnMut(RecordRef<'_>)) {
+    let headers: Vec<(&str, Option<&[u8]>)> =
+        rec.headers.iter().map(|(n, v)| (n.as_str(), Some(v.as_slice()))).collect();
+    each(RecordRef {
+        topic,
+        partition,
+        offset: rec.offset,
+        timestamp: rec.timestamp,
+        key: rec.key.as_deref(),
+        value: rec.value.as_deref(),
+        headers: &headers,
+    });
+}
+
+struct MemGroup(Shared);
+
+impl Group for MemGroup {
+    type Metadata = ();
+
+    fn poll(&mut self, _: Duration, each: &mut dyn FnMut(RecordRef<'_>)) -> Result<Polled, Error> {
+        let mut topics = self.0.borrow_mut();
+        if let Some((left, changes)) = topics.rebalance_after.take() {
+            match left {
+                0 => topics.rebalances.push_back(changes),
+                _ => topics.rebalance_after = Some((left - 1, changes)),
+            }
+        }
+        if let Some(changes) = topics.rebalances.pop_front() {
+            for revoked in &changes.revoked {
+                topics.positions.remove(revoked);
+            }
+            topics.changes = changes;
+            return Ok(Polled::Rebalanced);
+        }
+        let inputs: Vec<_> = topics.positions.iter().map(|(i, p)| (*i, *p)).collect();
+        for ((topic, partition), position) in inputs {
+            let found = topics.logs.get(&(topic, partition)).and_then(|(l, _)| l.iter().find(|r| r.offset >= position));
+            let Some(rec) = found.cloned() else { continue };
+            topics.positions.insert((topic, partition), rec.offset + 1);
+            drop(topics);
+            hand_over(topic, partition, &rec, each);
+            return Ok(Polled::Record);
+        }
+        Ok(Polled::Nothing)
+    }
+
+    fn changes(&mut self) -> Changes {
+        std::mem::take(&mut self.0.borrow_mut().changes)
+    }
+
+    fn start(&mut self, positions: &[InputOffset]) -> Result<(), Error> {
+        self.0.borrow_mut().positions = positions.iter().map(|o| ((o.topic, o.partition), o.offset)).collect();
+        Ok(())
+    }
+
+    fn seek(&mut self, positions: &[InputOffset]) -> Result<(), Error> {
+        self.0.borrow_mut().positions.extend(positions.iter().map(|o| ((o.topic, o.partition), o.offset)));
+        Ok(())
+    }
+
+    fn metadata(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn owns(&self, topic: TopicName, partition: i32) -> bool {
+        self.0.borrow().positions.contains_key(&(topic, partition))
+    }
+
+    fn close(&mut self) {}
+}
+
+type Sent = (TopicName, i32, Rec);
+
+struct MemTxn {
+    topics: Shared,
+    pending: Vec<Sent>,
+    offsets: Vec<InputOffset>,
+}
+
+impl MemTxn {
+    fn apply(&mut self) {
+        let mut topics = self.topics.borrow_mut();
+        let mut touched = BTreeSet::new();
+        for (topic, partition, rec) in self.pending.drain(..) {
+            let headers: Vec<_> = rec.headers.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+            topics.append(
+                topic,
+                partition,
+                &Outgoing {
+                    topic,
+                    partition,
+                    key: rec.key.as_deref(),
+                    value: rec.value.as_deref(),
+                    headers: &headers,
+                    timestamp: Some(rec.timestamp),
+                },
+            );
+            touched.insert((topic, partition));
+        }
+        // The marker of the transaction takes an offset of its own.
+        touched.into_iter().for_each(|log| topics.logs.get_mut(&log).unwrap().1 += 1);
+        topics.committed.extend(self.offsets.drain(..).map(|o| ((o.topic, o.partition), o.offset)));
+    }
+}
+
+impl Txn for MemTxn {
+    type Metadata = ();
+
+    fn init(&mut self) -> Result<(), Error> {
+        self.topics.borrow_mut().inits += 1;
+        self.pending.clear();
+        self.offsets.clear();
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        assert!(self.pending.is_empty() && self.offsets.is_empty(), "one transaction at a time");
+        Ok(())
+    }
+
+    fn send(&mut self, record: &Outgoing<'_>) -> Result<(), Error> {
+        let condemned = record.headers.iter().any(|(_, v)| *v == b"record.poison");
+        if let Some((poison, kind)) = &self.topics.borrow().poison {
+            if record.topic == "dead-letters" && record.value == Some(poison) && !condemned {
+                return Err(Error::new(*kind, "could not send", "poison"));
+            }
+        }
+        let rec = Rec {
+            offset: 0,
+            timestamp: record.timestamp.unwrap_or(Timestamp(NOW)),
+            key: record.key.map(<[u8]>::to_vec),
+            value: record.value.map(<[u8]>::to_vec),
+            headers: record.headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())).collect(),
+        };
+        self.pending.push((record.topic, record.partition, rec));
+        Ok(())
+    }
+
+    fn send_offsets(&mut self, offsets: &[InputOffset], (): &()) -> Result<(), Error> {
+        self.offsets.extend_from_slice(offsets);
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        let told = self.topics.borrow_mut().commits.pop_front();
+        match told {
+            None => self.apply(),
+            Some((kind, done)) => {
+                if done {
+                    self.apply();
+                }
+                return Err(Error::new(kind, "could not commit", "no answer"));
+            }
+        }
+        Ok(())
+    }
+
+    fn abort(&mut self) -> Result<(), Error> {
+        self.pending.clear();
+        self.offsets.clear();
+        Ok(())
+    }
+
+    fn wants_recycling(&self) -> bool {
+        false
+    }
+}
+
+struct MemLog(Shared);
+
+impl Log for MemLog {
+    fn committed(&mut self, inputs: &[(TopicName, i32)]) -> Result<Vec<Option<InputOffset>>, Error> {
+        let topics = self.0.borrow();
+        let offset = |(topic, partition): &(TopicName, i32)| {
+            let offset = *topics.committed.get(&(*topic, *partition))?;
+            Some(InputOffset { topic, partition: *partition, offset, metadata: String::new() })
+        };
+        Ok(inputs.iter().map(offset).collect())
+    }
+
+    fn watermarks(&mut self, topic: TopicName, partition: i32) -> Result<(i64, i64), Error> {
+        Ok((0, self.0.borrow().end(topic, partition)))
+    }
+
+    fn read(
+        &mut self,
+        topic: TopicName,
+        partition: i32,
+        from: i64,
+        until: i64,
+        each: &mut dyn FnMut(RecordRef<'_>),
+    ) -> Result<(), Error> {
+        let topics = self.0.borrow();
+        let log = topics.logs.get(&(topic, partition)).map_or(&[][..], |(log, _)| log);
+        for rec in log.iter().filter(|r| (from..until).contains(&r.offset)) {
+            hand_over(topic, partition, rec, each);
+        }
+        Ok(())
+    }
+
+    fn cluster_id(&mut self) -> Result<String, Error> {
+        Ok("c1".into())
+    }
+}
+
+struct MemClock(Shared);
+
+impl Clock for MemClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.borrow().now)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis((self.0.borrow().now - NOW) as u64)
+    }
+
+    fn wait(&self, duration: Duration) {
+        self.0.borrow_mut().now += duration.as_millis() as i64;
+    }
+}
+
+struct MemCopy(Shared);
+
+impl CopySink for MemCopy {
+    fn meta(&mut self, _: i32) -> Result<Option<CopyMeta>, Error> {
+        Ok(None)
+    }
+
+    fn users(&mut self, _: i32, _: &mut dyn FnMut(CopyUser)) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn assigned(&mut self, standing: &Standing, loaded: Loaded) {
+        let line = format!("assigned {} epoch {} {loaded:?}", standing.partition, standing.epoch);
+        self.0.borrow_mut().copied.push(line);
+    }
+
+    fn dirty(&mut self, standing: &Standing, users: Vec<DirtyUser>) {
+        let line = format!("dirty {} commit {} users {}", standing.partition, standing.commit_no, users.len());
+        self.0.borrow_mut().copied.push(line);
+    }
+
+    fn revoked(&mut self, partition: i32) {
+        self.0.borrow_mut().copied.push(format!("revoked {partition}"));
+    }
+
+    fn lost(&mut self) -> Vec<i32> {
+        Vec::new()
+    }
+}
+
+/// Knows every set whose name begins with "set".
+struct Sets;
+
+impl PolicySource for Sets {
+    fn set(&mut self, hash: &str) -> Option<Arc<PolicySet>> {
+        hash.starts_with("set").then(|| Arc::new(PolicySet::new(hash.to_owned(), Default::default(), vec![])))
+    }
+}
+
+type TestWorker = Worker<MemGroup, MemTxn, MemLog, MemClock, MemCopy>;
+
+struct World {
+    topics: Shared,
+    encoder: Encoder,
+    decoder: Decoder,
+}
+
+impl World {
+    fn new() -> World {
+        let schemas = Schemas::built_in();
+        let topics = Topics { now: NOW, ..Topics::default() };
+        World {
+            topics: Rc::new(RefCell::new(topics)),
+            encoder: Encoder::new(&schemas),
+            decoder: Decoder::new(&schemas),
+        }
+    }
+
+    /// A world whose partitions have the set `set-1` in force.
+    fn with_policies() -> World {
+        let mut world = World::new();
+        (0..PARTITIONS).for_each(|p| world.switch(p, "set-1"));
+        world
+    }
+
+    fn worker_with(&self, change: impl FnOnce(&mut Config)) -> TestWorker {
+        let mut config =
+            Config { partitions: PARTITIONS, status_every: Duration::from_secs(3_600), ..Config::default() };
+        change(&mut config);
+        let all = (0..PARTITIONS).flat_map(|p| (0..INPUTS).map(move |n| (input_name(n), p))).collect();
+        let assigned = Changes { revoked: vec![], assigned: Some(all) };
+        self.topics.borrow_mut().rebalances.push_back(assigned);
+        let t = &self.topics;
+        Worker::new(
+            config,
+            &Schemas::built_in(),
+            MemGroup(t.clone()),
+            MemTxn { topics: t.clone(), pending: vec![], offsets: vec![] },
+            MemLog(t.clone()),
+            MemClock(t.clone()),
+            MemCopy(t.clone()),
+            Box::new(Sets),
+            Box::new(|_, _| {}),
+        )
+    }
+
+    fn worker(&self) -> TestWorker {
+        self.worker_with(|_| {})
+    }
+
+    fn put(&self, topic: Topic, partition: i32, key: &[u8], value: &[u8], headers: &[(&str, &[u8])]) {
+        let (topic, key, value) = (topic.name(), Some(key), Some(value));
+        let timestamp = Some(Timestamp(NOW));
+        let record = Outgoing { topic, partition, key, value, headers, timestamp };
+        self.topics.borrow_mut().append(topic, partition, &record);
+    }
+
+    fn switch(&mut self, partition: i32, set: &str) {
+        let command = Command {
+            command_id: Text::from(format!("switch-{partition}-{set}")),
+            kind: Text::borrowed("switch_policies"),
+            switch_policies: Some(SwitchPolicies { policy_set: Text::from(set) }),
+            ..Command::default()
+        };
+        let mut value = Vec::new();
+        self.encoder.encode(Topic::CaseCommands, &command, &mut value).unwrap();
+        self.put(Topic::CaseCommands, partition, b"", &value, &[]);
+    }
+
+    fn signal(&mut self, partition: i32, user: &str, n: i64) {
+        let signal = Signal {
+            signal_id: Text::from(format!("s{n}")),
+            user_key: Text::from(user),
+            source: Text::borrowed("purview"),
+            source_event_id: Text::from(format!("e{n}")),
+            op: Text::borrowed("create"),
+            indicator: Text::borrowed("exfil.usb_copy"),
+            occurred_at: Timestamp(NOW - 60_000 + n),
+            ingested_at: Timestamp(NOW),
+            day: Text::from(Timestamp(NOW - 60_000).day_at(0).iso()),
+            outcome: Text::borrowed("allowed"),
+            count: 1,
+            is_complete: true,
+            mapping: Text::borrowed("m@1"),
+            origin: Text::borrowed("live"),
+            ..Signal::default()
+        };
+        let mut value = Vec::new();
+        self.encoder.encode(Topic::RiskSignals, &signal, &mut value).unwrap();
+        self.put(Topic::RiskSignals, partition, user.as_bytes(), &value, &[]);
+    }
+
+    fn records(&self, topic: Topic, partition: i32) -> Vec<Rec> {
+        self.topics.borrow().logs.get(&(topic.name(), partition)).map(|(log, _)| log.clone()).unwrap_or_default()
+    }
+
+    fn journal(&mut self, partition: i32) -> Vec<Journal> {
+        let records = self.records(Topic::EngineJournal, partition);
+        let decode = |r: &Rec| self.decoder.decode(Topic::EngineJournal, r.value.as_ref().unwrap(), &[]).unwrap();
+        records.iter().map(decode).collect()
+    }
+
+    /// What every history must satisfy.
+    fn check(&mut self) {
+        for partition in 0..PARTITIONS {
+            let journal = self.journal(partition);
+            for (n, entry) in (1..).zip(&journal) {
+                assert_eq!(entry.commit_no, n, "commit numbers have no gaps");
+                assert!(balances(&entry.ledger), "{:?}", entry.ledger);
+            }
+            for pair in journal.windows(2) {
+                for (a, b) in pair[0].inputs.iter().zip(&pair[1].inputs) {
+                    assert_eq!(a.to, b.from, "ranges follow each other");
+                }
+            }
+            let Some(last) = journal.last() else { continue };
+            let state = self.records(Topic::UserState, partition);
+            let meta = state.iter().rev().find(|r| r.key.as_deref() == Some(META_KEY)).unwrap();
+            let meta: Journal = self.decoder.decode(Topic::EngineJournal, meta.value.as_ref().unwrap(), &[]).unwrap();
+            assert_eq!(&meta, last, "meta is the last journal record");
+            for range in &last.inputs {
+                let topics = self.topics.borrow();
+                let committed = topics.committed.iter().find(|((t, p), _)| *t == range.topic && *p == partition);
+                assert_eq!(committed.map(|(_, o)| *o), Some(range.to), "{}-{partition}", range.topic);
+            }
+        }
+    }
+
+    fn ledger(&mut self, partition: i32) -> String {
+        let ledger = self.journal(partition).pop().unwrap().ledger;
+        ledger.iter().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", ")
+    }
+
+    fn codes(&self, partition: i32) -> Vec<String> {
+        let code = |r: &Rec| {
+            let (_, code) = r.headers.iter().find(|(n, _)| n == "casestream-dlq-code").unwrap();
+            String::from_utf8(code.clone()).unwrap()
+        };
+        self.records(Topic::DeadLetters, partition).iter().map(code).collect()
+    }
+
+    fn results(&mut self, partition: i32) -> Vec<String> {
+        let records = self.records(Topic::CommandResults, partition);
+        let line = |r: &Rec| {
+            let result: CommandResult<'_> =
+                self.decoder.decode(Topic::CommandResults, r.value.as_ref().unwrap(), &[]).unwrap();
+            format!("{} {} {}", result.command_id, result.outcome, result.code)
+        };
+        records.iter().map(line).collect()
+    }
+}
+
+/// Steps until there is nothing left to do.
+fn settle(worker: &mut TestWorker) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for _ in 0..2_000 {
+        let step = worker.step().expect("the worker goes on");
+        steps.push(step);
+        if step == Step::Idle && worker.is_ready() {
+            return steps;
+        }
+    }
+    panic!("the worker does not come to rest: {:?}", &steps[steps.len() - 10..]);
+}
+
+fn user_of(partition: i32, n: usize) -> String {
+    (0..).map(|i| format!("u{i}")).filter(|u| partition_of(u.as_bytes(), PARTITIONS) == partition).nth(n).unwrap()
+}
+
+#[test]
+fn two_partitions_run_stop_and_resume() {
+    let mut world = World::with_policies();
+    for n in 0..10 {
+        let partition = (n % 2) as i32;
+        let user = user_of(partition, n as usize % 3);
+        world.signal(partition, &user, n);
+    }
+    world.put(Topic::RiskSignals, 0, b"k", b"not avro", &[]);
+    let mut worker = world.worker();
+    settle(&mut worker);
+    world.check();
+    assert_eq!(world.results(0), ["switch-0-set-1 accepted ok"]);
+    assert_eq!(world.codes(0), ["schema.magic"]);
+    let journal = world.journal(1);
+    let last = journal.last().unwrap();
+    assert_eq!((last.ledger["in"], last.ledger["commands.accepted"]), (5, 1));
+    assert_eq!((last.policy_set.as_str(), last.epoch, journal[0].epoch), ("set-1", 1, 1));
+    let before: Vec<_> = (0..PARTITIONS).map(|p| world.journal(p).len()).collect();
+
+    let mut again = world.worker();
+    settle(&mut again);
+    world.check();
+    let after: Vec<_> = (0..PARTITIONS).map(|p| world.journal(p).len()).collect();
+    assert_eq!(after, before.iter().map(|n| n + 1).collect::<Vec<_>>(), "a restart writes the new epoch and no more");
+    assert_eq!(again.running().map(|p| p.meta().epoch).collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(world.topics.borrow().inits, 2);
+}
+
+#[test]
+fn signals_wait_for_policies_and_are_not_lost() {
+    let mut world = World::new();
+    world.signal(0, &user_of(0, 0), 1);
+    let mut worker = world.worker();
+    settle(&mut worker);
+    assert!(!world.journal(0).last().unwrap().ledger.contains_key("in"), "no signal is folded without policies");
+    world.switch(0, "set-1");
+    settle(&mut worker);
+    settle(&mut worker);
+    world.check();
+    assert_eq!(world.journal(0).last().unwrap().ledger["in"], 1);
+    // A switch to a set that cannot be loaded holds the partition before the command.
+    world.switch(0, "gone");
+    world.signal(0, &user_of(0, 0), 2);
+    settle(&mut worker);
+    world.topics.borrow_mut().now += 5_000;
+    settle(&mut worker);
+    world.check();
+    let last = world.journal(0).pop().unwrap();
+    assert_eq!((last.ledger["in"], last.policy_set.as_str()), (1, "set-1"));
+}
+
+#[test]
+fn an_unknown_commit_is_asked_for_and_not_repeated() {
+    for done in [true, false] {
+        for at in 0..4 {
+            let mut world = World::with_policies();
+            (0..6).for_each(|n| world.signal(0, &user_of(0, 0), n));
+            let mut worker = world.worker_with(|c| c.batch_records_max = 3);
+            let mut plan: VecDeque<_> = VecDeque::new();
+            for _ in 0..at {
+                plan.push_back((ErrorKind::Abort, false));
+            }
+            plan.push_back((ErrorKind::Unknown, done));
+            world.topics.borrow_mut().commits = plan;
+            let steps = settle(&mut worker);
+            world.check();
+            assert!(steps.contains(&Step::Unknown), "at {at}");
+            assert_eq!(world.topics.borrow().inits, 2, "the producer is made anew");
+            assert_eq!(world.journal(0).last().unwrap().ledger["in"], 6, "at {at}, done {done}");
+            assert_eq!(world.results(0).len(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_written_is_set_aside_alone() {
+    for kind in [ErrorKind::Abort, ErrorKind::TooLarge] {
+        let mut world = World::with_policies();
+        for n in 0..20 {
+            let value = if n == 7 { "poison".to_owned() } else { format!("bad {n}") };
+            world.put(Topic::RiskSignals, 0, b"k", value.as_bytes(), &[]);
+        }
+        world.signal(1, &user_of(1, 0), 1);
+        world.topics.borrow_mut().poison = Some((b"poison".to_vec(), kind));
+        let mut worker = world.worker();
+        settle(&mut worker);
+        world.check();
+        let codes = world.codes(0);
+        assert_eq!(codes.iter().filter(|c| *c == "record.poison").count(), 1, "{codes:?}");
+        assert_eq!(codes.iter().filter(|c| *c == "schema.magic").count(), 19);
+        let alone = world.journal(0).into_iter().find(|j| j.ledger.contains_key("dead.record.poison")).unwrap();
+        let records: i64 = alone.inputs.iter().map(|r| r.to - r.from).sum();
+        assert_eq!(records, 1, "the poison stands alone in its transaction");
+        assert_eq!(world.journal(1).last().unwrap().ledger["in"], 1);
+    }
+}
+
+#[test]
+fn a_broken_broker_costs_no_record() {
+    let mut world = World::with_policies();
+    (0..6).for_each(|n| world.signal(0, &user_of(0, 0), n));
+    let mut worker = world.worker();
+    while !worker.is_ready() {
+        worker.step().unwrap();
+    }
+    world.topics.borrow_mut().commits = vec![(ErrorKind::Abort, false); 60].into();
+    settle(&mut worker);
+    world.check();
+    assert_eq!(world.codes(0), Vec::<String>::new());
+    assert_eq!(world.journal(0).last().unwrap().ledger["in"], 6);
+}
+
+#[test]
+fn a_rebalance_while_gathering_drops_the_batch() {
+    let mut world = World::with_policies();
+    (0..6).for_each(|n| world.signal((n % 2) as i32, &user_of((n % 2) as i32, 0), n));
+    let mut worker = world.worker();
+    settle(&mut worker);
+    (6..12).for_each(|n| world.signal((n % 2) as i32, &user_of((n % 2) as i32, 0), n));
+    let lost: Vec<_> = (0..INPUTS).map(|n| (input_name(n), 1)).collect();
+    let kept: Vec<_> = (0..INPUTS).map(|n| (input_name(n), 0)).collect();
+    let changes = Changes { revoked: lost, assigned: Some(kept) };
+    world.topics.borrow_mut().rebalance_after = Some((4, changes));
+    let steps = settle(&mut worker);
+    world.check();
+    assert!(steps.contains(&Step::Rebalanced));
+    assert_eq!(world.journal(0).last().unwrap().ledger["in"], 6, "partition 0 goes on");
+    assert_eq!(world.journal(1).last().unwrap().ledger["in"], 3, "partition 1 is somebody else's");
+    assert_eq!(worker.running().map(Partition::number).collect::<Vec<_>>(), [0]);
+    assert!(world.topics.borrow().copied.contains(&"revoked 1".to_owned()));
+}
+
+#[test]
+fn a_record_on_the_wrong_partition_is_moved_once() {
+    let mut world = World::with_policies();
+    let user = user_of(1, 0);
+    world.signal(0, &user, 1);
+    let mut worker = world.worker();
+    settle(&mut worker);
+    settle(&mut worker);
+    world.check();
+    let moved = world.records(Topic::RiskSignals, 1).pop().unwrap();
+    assert_eq!(moved.key.as_deref(), Some(user.as_bytes()));
+    assert_eq!(moved.timestamp, Timestamp(NOW));
+    assert_eq!(moved.value, world.records(Topic::RiskSignals, 0)[0].value);
+    let headers: Vec<_> = moved.headers.iter().map(|(n, v)| format!("{n}={}", String::from_utf8_lossy(v))).collect();
+    assert_eq!(headers, ["casestream-origin=risk-signals/0/0", "casestream-rerouted=1"]);
+    assert_eq!(world.ledger(0), "commands.accepted 1, commands.in 1, in 1, rerouted 1");
+    assert_eq!(world.journal(1).last().unwrap().ledger["in"], 1);
+    // The same record once more on the wrong partition goes round no further.
+    let (key, value) = (moved.key.unwrap(), moved.value.unwrap());
+    world.put(Topic::RiskSignals, 0, &key, &value, &[("casestream-rerouted", b"1")]);
+    settle(&mut worker);
+    world.check();
+    assert_eq!(world.codes(0), ["partition.loop"]);
+}
+
+#[test]
+fn moved_offsets_halt_one_partition_and_the_other_goes_on() {
+    let mut world = World::with_policies();
+    settle(&mut world.worker());
+    world.topics.borrow_mut().committed.insert(("risk-signals", 0), 99);
+    world.signal(1, &user_of(1, 0), 1);
+    let mut worker = world.worker();
+    settle(&mut worker);
+    let halted: Vec<_> = worker.halted().map(|h| (h.partition, h.code.as_str())).collect();
+    assert_eq!(halted, [(0, "offsets.mismatch")]);
+    assert_eq!(world.journal(1).last().unwrap().ledger["in"], 1);
+}
+
+#[test]
+fn another_process_under_this_identity_stops_the_worker() {
+    let mut world = World::with_policies();
+    let mut worker = world.worker();
+    world.topics.borrow_mut().commits = vec![(ErrorKind::Fenced, false)].into();
+    let stopped = loop {
+        match worker.step() {
+            Ok(_) => {}
+            Err(stop) => break stop,
+        }
+    };
+    assert!(matches!(stopped, Stop::Fenced(_)), "{stopped}");
+    world.check();
+}
+
+#[test]
+fn commands_are_answered_once() {
+    let mut world = World::with_policies();
+    let user = user_of(0, 0);
+    let command = Command {
+        command_id: Text::borrowed("c1"),
+        user_key: Text::from(user.as_str()),
+        kind: Text::borrowed("open_case"),
+        ..Command::default()
+    };
+    let mut value = Vec::new();
+    world.encoder.encode(Topic::CaseCommands, &command, &mut value).unwrap();
+    world.put(Topic::CaseCommands, 0, user.as_bytes(), &value, &[]);
+    world.put(Topic::CaseCommands, 1, user.as_bytes(), &value, &[]);
+    let mut worker = world.worker();
+    settle(&mut worker);
+    settle(&mut worker);
+    world.check();
+    assert_eq!(
+        world.results(0),
+        ["switch-0-set-1 accepted ok", "c1 refused command.unknown", "c1 refused command.unknown"]
+    );
+    assert_eq!(world.ledger(1), "commands.accepted 1, commands.in 2, commands.rerouted 1");
+}
