@@ -1,7 +1,7 @@
 //! The laws of the fold: what depends on the set of signals does not depend on their order, what is written down is
 //! read back, and what is shown adds up.
 
-mod support;
+mod driver;
 
 use casestream::domain::Timestamp;
 use casestream::domain::directory::{Directory, Leaving};
@@ -12,7 +12,7 @@ use casestream::engine::score::Curve;
 use casestream::engine::{Outcome, User};
 use casestream::wire::state::{UserBytes, decode, encode_changed};
 use proptest::prelude::*;
-use support::{Driver, START, domain, law, policies, signal};
+use driver::{Driver, START, domain, law, policies, signal};
 
 /// Hours that all signals of a case lie within; less than the lateness horizon.
 const SPAN: i64 = 600;
@@ -188,7 +188,7 @@ proptest! {
         }
         // The sink checks the published parts.
         driver.finish();
-        let told = explain(&driver.user, support::USER, &driver.context());
+        let told = explain(&driver.user, driver::USER, &driver.context());
         let shares: i64 = told.indicators.iter().map(|i| i.share_milli).sum();
         let boosts: i64 = told.boosters.iter().map(|b| b.share_milli).sum();
         prop_assert_eq!(shares + boosts, told.score_milli);
@@ -234,14 +234,14 @@ fn a_day_holds_a_bounded_number_of_signals_and_says_so() {
         driver.signal(&signal(&format!("n{n}"), "usb_copy", 1));
     }
     driver.finish();
-    let day = driver.user.day(support::day(1)).expect("the day is there");
+    let day = driver.user.day(driver::day(1)).expect("the day is there");
     assert_eq!((day.signals.len(), day.insights[0].count), (2_048, 2_100));
     assert!(driver.kept.lines.iter().any(|l| l.ends_with("[dedupe_full]")));
     assert!(driver.kept.lines.iter().any(|l| l.contains("alert A3-1")), "an alert opened");
     let mut retract = signal("n5", "usb_copy", 1);
     retract.op = "retract".into();
     driver.signal(&retract);
-    let day = driver.user.day(support::day(1)).expect("the day is there");
+    let day = driver.user.day(driver::day(1)).expect("the day is there");
     assert_eq!(day.insights[0].count, 2_099, "what is no longer remembered is not lost by a retraction");
 }
 

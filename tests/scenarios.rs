@@ -5,7 +5,7 @@
 //!     directory <version> [announced=h] [last_day=h] [groups=a,b] [high_impact]
 //!     commit                                       end of a transaction
 
-mod support;
+mod driver;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use casestream::domain::Timestamp;
 use casestream::domain::directory::{Directory, Leaving};
 use casestream::domain::time::HOUR_MS;
 use casestream::engine::Outcome;
-use support::{Driver, START, domain, policies, signal};
+use driver::{Driver, START, domain, policies, signal};
 
 const MARK: &str = "---\n";
 
@@ -106,7 +106,7 @@ fn send(driver: &mut Driver, id: &str, indicator: &str, options: &[&str]) {
 
 fn record(driver: &mut Driver, version: &str, options: &[&str]) {
     let mut record =
-        Directory { user_key: support::USER.into(), version: version.parse().expect("version"), ..Default::default() };
+        Directory { user_key: driver::USER.into(), version: version.parse().expect("version"), ..Default::default() };
     for option in options {
         match option.split_once('=') {
             Some(("announced", hours)) => {

@@ -1,7 +1,7 @@
 //! `schemas/score-vectors.json`: both tables and states with the scores they add up to, so that a program in any
 //! language can check its own arithmetic. `UPDATE=1` writes it; `examples/verify_score.py` recomputes it.
 
-mod support;
+mod driver;
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ use casestream::engine::math::{EXP2, LOG2};
 use casestream::engine::score::Curve;
 use casestream::engine::state::{DaySegment, Directory, Insight, hash64};
 use serde_json::{Value, json};
-use support::{START, policies};
+use driver::{START, policies};
 
 #[test]
 fn the_published_vectors_are_what_the_engine_computes() {
