@@ -11,8 +11,8 @@ use casestream::engine::explain::explain;
 use casestream::engine::score::Curve;
 use casestream::engine::{Outcome, User};
 use casestream::wire::state::{UserBytes, decode, encode_changed};
-use proptest::prelude::*;
 use driver::{Driver, START, domain, law, policies, signal};
+use proptest::prelude::*;
 
 /// Hours that all signals of a case lie within; less than the lateness horizon.
 const SPAN: i64 = 600;

@@ -13,8 +13,8 @@ use casestream::engine::User;
 use casestream::engine::math::{EXP2, LOG2};
 use casestream::engine::score::Curve;
 use casestream::engine::state::{DaySegment, Directory, Insight, hash64};
-use serde_json::{Value, json};
 use driver::{START, policies};
+use serde_json::{Value, json};
 
 #[test]
 fn the_published_vectors_are_what_the_engine_computes() {

@@ -15,10 +15,13 @@ use crate::runtime::registry::{self, Registry};
 use crate::wire::avro::Schemas;
 
 pub mod check;
+pub mod generate;
 pub mod output;
+
 pub mod policy;
 pub mod run;
 pub mod topics;
+pub mod verify;
 
 pub use output::Output;
 
@@ -117,6 +120,10 @@ pub enum Command {
     /// Show policies
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Replay the journal over the retained input and compare every output, the state and Redis
+    Verify(verify::Args),
+    /// Write a seeded population's activity, with the truth beside it
+    Generate(generate::Args),
 }
 
 impl Command {
@@ -126,6 +133,8 @@ impl Command {
             Command::Check(args) => check::run(args, global),
             Command::Topics(command) => topics::run(command, global),
             Command::Policy(command) => policy::run(command, global),
+            Command::Verify(args) => verify::run(args, global),
+            Command::Generate(args) => generate::run(args, global),
         }
     }
 }
