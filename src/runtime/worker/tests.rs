@@ -7,12 +7,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::*;
-use crate::domain::Text;
 use crate::domain::command::{Command, CommandResult, SwitchPolicies};
+use crate::domain::indicator::{Boosters, Catalogue, Category, Factors, Indicator, Measure};
 use crate::domain::partitioner::partition_of;
-use crate::domain::policy::PolicySet;
+use crate::domain::policy::{Policy, PolicyIndicator, PolicySet, Status, Trigger};
 use crate::domain::record::Journal;
 use crate::domain::signal::Signal;
+use crate::domain::time::{DAY_MS, HOUR_MS};
+use crate::domain::{Level, Text};
 use crate::runtime::copy_sink::{DirtyUser, Loaded};
 use crate::runtime::partition::ledger::balances;
 use crate::runtime::ports::{Changes, CopyMeta, CopyUser, Outgoing};
@@ -191,10 +193,10 @@ impl Txn for MemTxn {
 
     fn send(&mut self, record: &Outgoing<'_>) -> Result<(), Error> {
         let condemned = record.headers.iter().any(|(_, v)| *v == b"record.poison");
-        if let Some((poison, kind)) = &self.topics.borrow().poison {
-            if record.topic == "dead-letters" && record.value == Some(poison) && !condemned {
-                return Err(Error::new(*kind, "could not send", "poison"));
-            }
+        if let Some((poison, kind)) = &self.topics.borrow().poison
+            && (record.topic, record.value, condemned) == ("dead-letters", Some(poison), false)
+        {
+            return Err(Error::new(*kind, "could not send", "poison"));
         }
         let rec = Rec {
             offset: 0,
@@ -320,13 +322,55 @@ impl CopySink for MemCopy {
     }
 }
 
-/// Knows every set whose name begins with "set".
+/// Knows every set whose name begins with "set". Under `set-broken` the indicator `broken` makes the engine panic.
 struct Sets;
 
 impl PolicySource for Sets {
     fn set(&mut self, hash: &str) -> Option<Arc<PolicySet>> {
-        hash.starts_with("set").then(|| Arc::new(PolicySet::new(hash.to_owned(), Default::default(), vec![])))
+        hash.starts_with("set").then(|| Arc::new(policies(hash)))
     }
+}
+
+fn policies(hash: &str) -> PolicySet {
+    let indicator = |code, id: &str| Indicator {
+        code,
+        id: id.into(),
+        title: id.into(),
+        category: Category::Exfiltration,
+        weight_milli: 30_000,
+        cap_milli: 60_000,
+        half_life_days: 7,
+        measure: Measure::Count,
+    };
+    let indicators = vec![indicator(1, "usb_copy"), indicator(2, "broken")];
+    let catalogue = Catalogue::new(indicators, Factors::default(), Boosters::default(), BTreeMap::new());
+    let policy = Policy {
+        id: "leaks".into(),
+        version: "leaks-1".into(),
+        name: "Data leaks".into(),
+        template: String::new(),
+        description: String::new(),
+        status: Status::On,
+        purpose: String::new(),
+        legal_basis: String::new(),
+        owner: String::new(),
+        review_by: String::new(),
+        groups: vec![],
+        trigger: Trigger::None,
+        look_back_days: 90,
+        activation_days: 30,
+        gap_hours: 72,
+        max_days: 7,
+        indicators: vec![PolicyIndicator { position: 0, weight_milli: 30_000, cap_milli: 60_000 }],
+        open_at_milli: 20_000,
+        min_severity: Level::Low,
+        expire_days: 120,
+    };
+    let mut set = PolicySet::new(hash.into(), catalogue, vec![policy]);
+    if hash == "set-broken" {
+        set.by_indicator.truncate(1);
+    }
+    set
 }
 
 type TestWorker = Worker<MemGroup, MemTxn, MemLog, MemClock, MemCopy>;
@@ -400,16 +444,20 @@ impl World {
     }
 
     fn signal(&mut self, partition: i32, user: &str, n: i64) {
+        self.signal_at(partition, user, n, "usb_copy", Timestamp(NOW - 60_000 + n));
+    }
+
+    fn signal_at(&mut self, partition: i32, user: &str, n: i64, indicator: &str, at: Timestamp) {
         let signal = Signal {
             signal_id: Text::from(format!("s{n}")),
             user_key: Text::from(user),
             source: Text::borrowed("purview"),
             source_event_id: Text::from(format!("e{n}")),
             op: Text::borrowed("create"),
-            indicator: Text::borrowed("exfil.usb_copy"),
-            occurred_at: Timestamp(NOW - 60_000 + n),
-            ingested_at: Timestamp(NOW),
-            day: Text::from(Timestamp(NOW - 60_000).day_at(0).iso()),
+            indicator: Text::from(indicator),
+            occurred_at: at,
+            ingested_at: at,
+            day: Text::from(at.day_at(0).iso()),
             outcome: Text::borrowed("allowed"),
             count: 1,
             is_complete: true,
@@ -708,4 +756,133 @@ fn commands_are_answered_once() {
         ["switch-0-set-1 accepted ok", "c1 refused command.unknown", "c1 refused command.unknown"]
     );
     assert_eq!(world.ledger(1), "commands.accepted 1, commands.in 2, commands.rerouted 1");
+}
+
+/// Every value of a topic as (key, value), the latest per key where it is compacted.
+fn contents(world: &World, topic: Topic) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let all = (0..PARTITIONS).flat_map(|p| world.records(topic, p));
+    all.map(|r| (r.key.unwrap_or_default(), r.value.unwrap_or_default())).collect()
+}
+
+/// The users of both partitions as resident, by key.
+fn residents(worker: &TestWorker) -> BTreeMap<String, crate::wire::state::UserBytes> {
+    worker.running().flat_map(|p| p.all_users()).map(|u| (u.user_key.to_string(), u.bytes)).collect()
+}
+
+fn month(world: &mut World) {
+    for n in 0..120i64 {
+        let partition = (n % 2) as i32;
+        let user = user_of(partition, (n % 5) as usize);
+        let at = Timestamp(NOW - 29 * DAY_MS + n * 5 * HOUR_MS);
+        world.topics.borrow_mut().now = at.0;
+        world.signal_at(partition, &user, n, "usb_copy", at);
+    }
+    world.topics.borrow_mut().now = NOW;
+}
+
+#[test]
+fn a_restart_finds_exactly_the_state_that_was_written() {
+    let mut world = World::with_policies();
+    month(&mut world);
+    let mut worker = world.worker();
+    settle(&mut worker);
+    world.check();
+    let before = residents(&worker);
+    assert_eq!(before.len(), 10);
+    assert!(!contents(&world, Topic::Alerts).is_empty(), "the month opens windows");
+    let timers: Vec<_> = worker.running().map(Partition::next_timer).collect();
+    let mut again = world.worker();
+    settle(&mut again);
+    world.check();
+    assert_eq!(residents(&again), before, "INV-2");
+    assert_eq!(again.running().map(Partition::next_timer).collect::<Vec<_>>(), timers);
+    let bytes = |w: &TestWorker| w.running().map(Partition::bytes).collect::<Vec<_>>();
+    assert_eq!(bytes(&again), bytes(&worker));
+}
+
+#[test]
+fn aborts_and_unknown_commits_change_no_output() {
+    let run = |faults: Vec<(ErrorKind, bool)>| {
+        let mut world = World::with_policies();
+        month(&mut world);
+        let mut worker = world.worker_with(|c| c.batch_records_max = 16);
+        while !worker.is_ready() {
+            worker.step().unwrap();
+        }
+        world.topics.borrow_mut().commits = faults.into();
+        settle(&mut worker);
+        world.check();
+        let mut ids: Vec<_> = (0..PARTITIONS)
+            .flat_map(|p| world.records(Topic::ActivityChronology, p))
+            .map(|r| r.headers.iter().find(|(n, _)| n == "ce_id").unwrap().1.clone())
+            .collect();
+        ids.sort();
+        let count = ids.len();
+        ids.dedup();
+        assert_eq!(ids.len(), count, "INV-1: an event was written twice");
+        (ids, residents(&worker).keys().cloned().collect::<Vec<_>>())
+    };
+    let plain = run(vec![]);
+    assert!(plain.0.len() >= 120);
+    let (abort, lost, done) = ((ErrorKind::Abort, false), (ErrorKind::Unknown, false), (ErrorKind::Unknown, true));
+    for faults in [vec![abort], vec![lost], vec![done], vec![done, lost, abort, done], vec![abort, done, done, lost]] {
+        assert_eq!(run(faults.clone()), plain, "{faults:?}");
+    }
+}
+
+#[test]
+fn a_panic_of_the_engine_costs_the_record_alone() {
+    let mut world = World::new();
+    (0..PARTITIONS).for_each(|p| world.switch(p, "set-broken"));
+    let user = user_of(0, 0);
+    for n in 0..9 {
+        let indicator = if n % 3 == 1 { "broken" } else { "usb_copy" };
+        world.signal_at(0, &user, n, indicator, Timestamp(NOW - 1_000));
+    }
+    let mut worker = world.worker();
+    settle(&mut worker);
+    world.check();
+    assert_eq!(world.codes(0), ["engine.panic"; 3]);
+    let ledger = world.journal(0).pop().unwrap().ledger;
+    assert_eq!((ledger["scored"], ledger["dead.engine.panic"]), (6, 3));
+    assert_eq!(worker.running().map(|p| p.meta().users).sum::<i64>(), 1);
+}
+
+#[test]
+fn timers_follow_the_clock_once_everything_is_read() {
+    let mut world = World::with_policies();
+    world.signal_at(0, &user_of(0, 0), 1, "usb_copy", Timestamp(NOW));
+    let mut worker = world.worker();
+    settle(&mut worker);
+    let stream_time = world.journal(0).last().unwrap().stream_time;
+    let commits = world.journal(0).len();
+    world.topics.borrow_mut().now += 20 * DAY_MS;
+    settle(&mut worker);
+    world.check();
+    let journal = world.journal(0);
+    let last = journal.last().unwrap();
+    assert!(journal.len() > commits && last.follows_clock, "the level falls without input");
+    assert_eq!(last.stream_time.0, world.topics.borrow().now);
+    assert!(stream_time.0 <= NOW);
+    assert_eq!(world.journal(1).len(), 2, "an idle partition without changes does not write");
+    // With something left to read, here held back, time stands still.
+    world.switch(0, "gone");
+    world.topics.borrow_mut().now += 60 * DAY_MS;
+    settle(&mut worker);
+    let held = world.journal(0).len();
+    world.topics.borrow_mut().now += 60 * DAY_MS;
+    settle(&mut worker);
+    assert_eq!(world.journal(0).len(), held);
+}
+
+#[test]
+fn a_worker_without_memory_says_how_many_are_needed() {
+    let mut world = World::with_policies();
+    month(&mut world);
+    settle(&mut world.worker());
+    let mut worker = world.worker_with(|c| c.state_bytes_max = 10_000);
+    settle(&mut worker);
+    let halt = worker.halted().next().expect("a partition is refused");
+    assert_eq!(halt.code.as_str(), "memory.full");
+    assert!(halt.remedy.starts_with("run at least "), "{halt}");
 }
