@@ -505,28 +505,24 @@ impl<'f, 't> Fold<'f, 't> {
         if let Some(at) = self.index.get(user_key) {
             return *at;
         }
-        let resident = self.partition.user(user_key);
-        let touched = match resident {
-            Some((key, resident)) => Touched {
-                key: key.clone(),
-                user: state::decode(&resident.bytes).expect("resident state was read or written by this process"),
-                previous: resident.bytes.clone(),
-                previous_due: resident.next_due,
-                resident: true,
-                due: resident.next_due,
-                accepted: false,
-                traceparent: Vec::new(),
-            },
-            None => Touched {
-                key: Arc::from(user_key),
-                user: User::default(),
-                previous: UserBytes::default(),
-                previous_due: None,
-                resident: false,
-                due: None,
-                accepted: false,
-                traceparent: Vec::new(),
-            },
+        let known = self.partition.user(user_key);
+        let (key, previous, due) = match known {
+            Some((key, resident)) => (key.clone(), resident.bytes.clone(), resident.next_due),
+            None => (Arc::from(user_key), UserBytes::default(), None),
+        };
+        let user = match known {
+            Some(_) => state::decode(&previous).expect("resident state was read or written by this process"),
+            None => User::default(),
+        };
+        let touched = Touched {
+            key,
+            user,
+            previous,
+            previous_due: due,
+            resident: known.is_some(),
+            due,
+            accepted: false,
+            traceparent: Vec::new(),
         };
         self.index.insert(touched.key.clone(), self.touched.len());
         self.touched.push(touched);

@@ -48,6 +48,8 @@ struct Topics {
     /// Rebalance after this many polled records.
     rebalance_after: Option<(usize, Changes)>,
     copied: Vec<String>,
+    /// What the copy holds, while it answers.
+    copy: Option<BTreeMap<i32, (CopyMeta, BTreeMap<String, CopyUser>)>>,
 }
 
 type Shared = Rc<RefCell<Topics>>;
@@ -295,11 +297,15 @@ impl Clock for MemClock {
 struct MemCopy(Shared);
 
 impl CopySink for MemCopy {
-    fn meta(&mut self, _: i32) -> Result<Option<CopyMeta>, Error> {
-        Ok(None)
+    fn meta(&mut self, partition: i32) -> Result<Option<CopyMeta>, Error> {
+        let topics = self.0.borrow();
+        Ok(topics.copy.as_ref().and_then(|c| c.get(&partition)).map(|(meta, _)| meta.clone()))
     }
 
-    fn users(&mut self, _: i32, _: &mut dyn FnMut(CopyUser)) -> Result<(), Error> {
+    fn users(&mut self, partition: i32, each: &mut dyn FnMut(CopyUser)) -> Result<(), Error> {
+        let topics = self.0.borrow();
+        let users = topics.copy.as_ref().and_then(|c| c.get(&partition)).map(|(_, users)| users);
+        users.into_iter().flat_map(|u| u.values().cloned()).for_each(each);
         Ok(())
     }
 
@@ -310,7 +316,31 @@ impl CopySink for MemCopy {
 
     fn dirty(&mut self, standing: &Standing, users: Vec<DirtyUser>) {
         let line = format!("dirty {} commit {} users {}", standing.partition, standing.commit_no, users.len());
-        self.0.borrow_mut().copied.push(line);
+        let mut topics = self.0.borrow_mut();
+        topics.copied.push(line);
+        let Some(copy) = &mut topics.copy else { return };
+        let (meta, known) = copy.entry(standing.partition).or_default();
+        *meta = CopyMeta {
+            applied: standing.commit_no,
+            changelog_offset: match standing.mark.commit_no <= standing.commit_no {
+                true => standing.mark.offset,
+                false => meta.changelog_offset,
+            },
+            applied_at: standing.now,
+            epoch: standing.epoch,
+            users: standing.users,
+            cluster_id: standing.cluster_id.to_string(),
+            format: crate::wire::state::FORMAT.into(),
+            ..CopyMeta::default()
+        };
+        for user in users {
+            let mut segments: Vec<_> = user.bytes.days.iter().map(|(d, b)| (d.0.to_string(), b.clone())).collect();
+            segments.extend(user.bytes.head.iter().map(|b| (String::new(), b.clone())));
+            segments.extend(user.bytes.seen.iter().map(|b| ("seen".to_owned(), b.clone())));
+            let user_key = user.user_key.to_string();
+            let commit_no = user.commit_no;
+            known.insert(user_key.clone(), CopyUser { user_key, commit_no, segments, ..CopyUser::default() });
+        }
     }
 
     fn revoked(&mut self, partition: i32) {
@@ -885,4 +915,68 @@ fn a_worker_without_memory_says_how_many_are_needed() {
     let halt = worker.halted().next().expect("a partition is refused");
     assert_eq!(halt.code.as_str(), "memory.full");
     assert!(halt.remedy.starts_with("run at least "), "{halt}");
+}
+
+#[test]
+fn a_trusted_copy_and_the_changelog_tail_are_the_whole_state() {
+    let mut world = World::with_policies();
+    world.topics.borrow_mut().copy = Some(BTreeMap::new());
+    month(&mut world);
+    let mut worker = world.worker_with(|c| c.batch_records_max = 16);
+    settle(&mut worker);
+    world.topics.borrow_mut().now += 20_000;
+    settle(&mut worker);
+    // The copy stops here; what follows is found in the changelog only.
+    let copy = world.topics.borrow_mut().copy.take();
+    (200..210).for_each(|n| world.signal(0, &user_of(0, n as usize % 7), n));
+    settle(&mut worker);
+    let before = residents(&worker);
+    let applied = copy.as_ref().map(|c| c[&0].0.applied).unwrap();
+    assert!(applied < worker.running().next().unwrap().meta().commit_no, "the copy is behind");
+
+    world.topics.borrow_mut().copy = copy;
+    world.topics.borrow_mut().copied.clear();
+    let mut again = world.worker();
+    settle(&mut again);
+    world.check();
+    assert_eq!(residents(&again), before, "INV-2");
+    let copied = world.topics.borrow().copied.clone();
+    assert!(copied[0].starts_with("assigned 0 epoch 2 CaughtUp"), "{copied:?}");
+    assert!(copied[1].ends_with("users 7"), "the users of the tail follow: {copied:?}");
+
+    // A copy that lost users is noticed by their number, and the changelog is read from its start.
+    if let Some((_, users)) = world.topics.borrow_mut().copy.as_mut().and_then(|c| c.get_mut(&1)) {
+        users.pop_first();
+    }
+    let mut third = world.worker();
+    settle(&mut third);
+    world.check();
+    assert_eq!(residents(&third), before);
+    assert!(world.topics.borrow().copied.iter().any(|l| l.starts_with("assigned 1 epoch 3 Rebuilt")));
+}
+
+#[test]
+fn at_a_first_start_the_directory_is_read_before_signals() {
+    let mut world = World::with_policies();
+    let user = user_of(0, 0);
+    (0..40).for_each(|n| world.signal(0, &user, n));
+    let directory = crate::domain::directory::Directory {
+        user_key: Text::from(user.as_str()),
+        canonical_id: Text::borrowed("x"),
+        version: 1,
+        ..Default::default()
+    };
+    let mut value = Vec::new();
+    world.encoder.encode(Topic::UserDirectory, &directory, &mut value).unwrap();
+    (0..9).for_each(|_| world.put(Topic::UserDirectory, 0, user.as_bytes(), &value, &[]));
+    world.put(Topic::UserDirectory, 1, user.as_bytes(), &value, &[]);
+    let mut worker = world.worker_with(|c| c.batch_records_max = 4);
+    (0..3).for_each(|_| drop(settle(&mut worker)));
+    world.check();
+    let journal = world.journal(0);
+    let first_signal = journal.iter().find(|j| j.ledger.contains_key("in")).unwrap();
+    assert_eq!(first_signal.ledger["directory.in"], 9);
+    let last = &journal.last().unwrap().ledger;
+    assert_eq!((last["in"], last["directory.applied"], last["directory.unchanged"]), (40, 1, 8));
+    assert_eq!(world.codes(1), ["directory.partition"]);
 }
