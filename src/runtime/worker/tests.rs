@@ -32,6 +32,9 @@ struct Rec {
     headers: Vec<(String, Vec<u8>)>,
 }
 
+/// A partition in the copy.
+type Copied = (CopyMeta, BTreeMap<String, CopyUser>);
+
 #[derive(Default)]
 struct Topics {
     logs: BTreeMap<(TopicName, i32), (Vec<Rec>, i64)>,
@@ -49,7 +52,7 @@ struct Topics {
     rebalance_after: Option<(usize, Changes)>,
     copied: Vec<String>,
     /// What the copy holds, while it answers.
-    copy: Option<BTreeMap<i32, (CopyMeta, BTreeMap<String, CopyUser>)>>,
+    copy: Option<BTreeMap<i32, Copied>>,
 }
 
 type Shared = Rc<RefCell<Topics>>;
