@@ -56,9 +56,9 @@ pub struct InsightLine {
     /// Before any cap.
     pub points_milli: i64,
     pub share_milli: i64,
-    pub habit_q16: u64,
-    pub novel_q16: u64,
-    pub own_q16: u64,
+    pub habit_q16: u32,
+    pub novel_q16: u32,
+    pub own_q16: u32,
     pub reasons: Vec<String>,
 }
 

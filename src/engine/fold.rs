@@ -86,7 +86,7 @@ fn before(user: &mut User, touched: &[Place], emit: &mut Emit<'_>) -> Measured {
     let ctx = emit.ctx;
     let hour = ctx.stream_time.hour();
     let curve = Curve::new(user, &ctx.policies.catalogue, hour);
-    let measured = measure(&curve, curve.at(hour).score_milli, touched, hour);
+    let measured = measure(&curve, curve.score_at(hour), touched, hour);
     if timer::is_behind(user, measured.score_milli, ctx.stream_time) {
         timer::catch_up(user, emit.user_key, ctx.stream_time, ctx, emit.sink);
     }

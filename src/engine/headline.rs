@@ -56,10 +56,10 @@ pub fn reasons(term: &Term, first_day: Option<Day>, days_since: Option<i32>) -> 
         _ if term.reference_days > 0 => reasons.push(format!("on {} days of the 8 weeks before", term.reference_days)),
         _ => {}
     }
-    if term.novel_q16 > super::math::ONE_Q16 {
+    if u64::from(term.novel_q16) > super::math::ONE_Q16 {
         reasons.push("new destination or device".to_owned());
     }
-    if term.own_q16 > super::math::ONE_Q16 {
+    if u64::from(term.own_q16) > super::math::ONE_Q16 {
         reasons.push("outside own hours".to_owned());
     }
     reasons

@@ -37,14 +37,14 @@ pub struct Term {
     pub position: usize,
     pub day: Day,
     /// Index into the user's days and into the day's insights.
-    pub at: (usize, usize),
+    pub at: (u32, u32),
     /// Magnitude in the reference, in thousandths.
     pub reference_milli: u64,
     /// Days in the reference with this indicator.
     pub reference_days: u32,
-    pub habit_q16: u64,
-    pub novel_q16: u64,
-    pub own_q16: u64,
+    pub habit_q16: u32,
+    pub novel_q16: u32,
+    pub own_q16: u32,
     pub q_q16: u64,
 }
 
@@ -106,7 +106,7 @@ pub struct Curve<'a> {
     user: &'a User,
     catalogue: &'a Catalogue,
     /// In order of day, then code.
-    pub terms: SmallVec<[Term; 8]>,
+    pub terms: SmallVec<[Term; 4]>,
     pub boosts: SmallVec<[Boost; 2]>,
 }
 
@@ -132,6 +132,27 @@ impl<'a> Curve<'a> {
             let indicator = &self.catalogue.indicators[position];
             Some((indicator.weight_milli, indicator.cap_milli))
         })
+    }
+
+    /// `at(hour).score_milli` without the parts.
+    pub fn score_at(&self, hour: i64) -> i64 {
+        let mut sums: SmallVec<[(usize, u64); 8]> = SmallVec::new();
+        for term in &self.terms {
+            let indicator = &self.catalogue.indicators[term.position];
+            let sum = (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32;
+            match sums.iter_mut().find(|s| s.0 == term.position) {
+                Some(known) => known.1 += sum,
+                None => sums.push((term.position, sum)),
+            }
+        }
+        let mut categories = [0_i64; 7];
+        for (position, sum) in sums {
+            let indicator = &self.catalogue.indicators[position];
+            categories[indicator.category as usize] += cap(weighted(indicator.weight_milli, sum), indicator.cap_milli);
+        }
+        let capped = |c: &Category| cap(categories[*c as usize], c.cap_milli());
+        let evidence_milli = Category::ALL.iter().map(capped).sum();
+        score_milli(evidence_milli, boost(self.boosts_at(hour).map(|b| b.factor_milli)))
     }
 
     /// A policy's score at an hour: the same formula over its indicators, weights and caps.
@@ -162,7 +183,7 @@ impl<'a> Curve<'a> {
 
     /// The insight behind a term.
     pub fn insight(&self, term: &Term) -> &'a Insight {
-        &self.user.days[term.at.0].insights[term.at.1]
+        &self.user.days[term.at.0 as usize].insights[term.at.1 as usize]
     }
 
     /// The term of an insight, while it counts.
@@ -214,18 +235,18 @@ impl<'a> Curve<'a> {
 
     /// The first hour in `[start, end]` whose score meets a test that stays true once the score has fallen so far.
     pub fn first_below(&self, start: i64, end: i64, test: &dyn Fn(i64) -> bool) -> Option<(i64, i64)> {
-        let score = self.at(start).score_milli;
+        let score = self.score_at(start);
         if test(score) {
             return Some((start, score));
         }
         let (mut low, mut high) = (start, end);
-        let mut found = self.at(end).score_milli;
+        let mut found = self.score_at(end);
         if !test(found) {
             return None;
         }
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            let score = self.at(middle).score_milli;
+            let score = self.score_at(middle);
             if test(score) {
                 (high, found) = (middle, score);
             } else {
@@ -261,8 +282,7 @@ impl<'a> Curve<'a> {
         }
         for part in &mut parts {
             let g = self.category(part.position);
-            let whole = i128::from(uncapped[g].max(1));
-            part.points_milli = (i128::from(part.capped_milli) * i128::from(categories[g]) / whole) as i64;
+            part.points_milli = part.capped_milli * categories[g] / uncapped[g].max(1);
         }
         let evidence_milli = categories.iter().sum();
         let boost_milli = boost(self.boosts_at(hour).map(|b| b.factor_milli));
@@ -298,7 +318,7 @@ pub fn hour_at_or_after(t: Timestamp) -> i64 {
 }
 
 fn weighted(weight_milli: i64, sum_q16: u64) -> i64 {
-    ((weight_milli as i128 * i128::from(sum_q16)) >> 16) as i64
+    weight_milli.saturating_mul(sum_q16 as i64) >> 16
 }
 
 /// `S` up to half of `C`, then ever slower towards `C`.
@@ -308,7 +328,7 @@ pub fn cap(sum: i64, most: i64) -> i64 {
     } else if 2 * sum <= most {
         sum
     } else {
-        most - (i128::from(most) * i128::from(most) / (4 * i128::from(sum))) as i64
+        most - most.saturating_mul(most) / sum.saturating_mul(4)
     }
 }
 
@@ -375,20 +395,21 @@ pub fn log_q16(relative_milli: u64) -> u64 {
 }
 
 fn scale(log: u64, term: &Term) -> u64 {
-    (((((log * term.habit_q16) >> 16) * term.novel_q16) >> 16) * term.own_q16) >> 16
+    let [habit, novel, own] = [term.habit_q16, term.novel_q16, term.own_q16].map(u64::from);
+    (((((log * habit) >> 16) * novel) >> 16) * own) >> 16
 }
 
 /// max(1/8, 1 / (1 + K + cold)) in Q16; cold = 4·(1 − age/28 d) of the sources.
-pub fn habit_q16(reference_days: u32, source_age_days: Option<i32>) -> u64 {
+pub fn habit_q16(reference_days: u32, source_age_days: Option<i32>) -> u32 {
     let young = source_age_days.map_or(0, |age| (COLD_DAYS - age).clamp(0, COLD_DAYS) as u64);
     let whole = COLD_DAYS as u64 * (1 + u64::from(reference_days)) + 4 * young;
-    (ONE_Q16 * COLD_DAYS as u64 / whole).max(ONE_Q16 / 8)
+    (ONE_Q16 * COLD_DAYS as u64 / whole).max(ONE_Q16 / 8) as u32
 }
 
 /// 1 + share to new destinations + ½ · share from new devices, in Q16.
-pub fn novel_q16(insight: &Insight, day: Day, seen: &Seen, first_day: Option<Day>) -> u64 {
+pub fn novel_q16(insight: &Insight, day: Day, seen: &Seen, first_day: Option<Day>) -> u32 {
     if first_day.is_none_or(|first| first.0 > day.0 - HISTORY_DAYS) || insight.count == 0 {
-        return ONE_Q16;
+        return ONE_Q16 as u32;
     }
     let fresh = |names: &[(u32, u32)], seen: &[(u32, Day)]| -> u64 {
         let new = |name: u32| {
@@ -398,9 +419,9 @@ pub fn novel_q16(insight: &Insight, day: Day, seen: &Seen, first_day: Option<Day
         names.iter().filter(|(name, _)| new(*name)).map(|(_, count)| u64::from(*count)).sum()
     };
     let count = u64::from(insight.count);
-    ONE_Q16
-        + ONE_Q16 * fresh(&insight.destinations, &seen.domains).min(count) / count
-        + ONE_Q16 / 2 * fresh(&insight.devices, &seen.devices).min(count) / count
+    let destinations = ONE_Q16 * fresh(&insight.destinations, &seen.domains).min(count) / count;
+    let devices = ONE_Q16 / 2 * fresh(&insight.devices, &seen.devices).min(count) / count;
+    (ONE_Q16 + destinations + devices) as u32
 }
 
 /// Hours outside the person's own, as bits: at least 8 earlier signals, less than 6 % of them within ±2 h.
@@ -409,14 +430,20 @@ pub fn outside_hours(histogram: &[u32; 24]) -> u32 {
     if total < 8 {
         return 0;
     }
-    let near = |hour: usize| -> u64 { (22..=26).map(|k| u64::from(histogram[(hour + k) % 24])).sum() };
-    (0..24).filter(|hour| 100 * near(*hour) < 6 * total).fold(0, |bits, hour| bits | 1 << hour)
+    let at = |hour: usize| u64::from(histogram[hour % 24]);
+    let mut near = at(22) + at(23) + at(0) + at(1) + at(2);
+    let mut outside = 0;
+    for hour in 0..24 {
+        outside |= u32::from(100 * near < 6 * total) << hour;
+        near = near + at(hour + 3) - at(hour + 22);
+    }
+    outside
 }
 
 /// 1 + ¼ · share of the insight's hours outside the person's own, in Q16.
-pub fn own_q16(hours: u32, outside: u32) -> u64 {
+pub fn own_q16(hours: u32, outside: u32) -> u32 {
     let all = u64::from(hours.count_ones().max(1));
-    ONE_Q16 + ONE_Q16 / 4 * u64::from((hours & outside).count_ones()) / all
+    (ONE_Q16 + ONE_Q16 / 4 * u64::from((hours & outside).count_ones()) / all) as u32
 }
 
 /// One past insight, as the reference of later ones.
@@ -477,7 +504,7 @@ impl Hours {
     }
 }
 
-fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> SmallVec<[Term; 8]> {
+fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> SmallVec<[Term; 4]> {
     let mut terms = SmallVec::new();
     let mut window = Window { past: SmallVec::new(), entered: 0, left: 0, sums: SmallVec::new() };
     window.sums.resize(catalogue.indicators.len(), (0, 0));
@@ -502,7 +529,7 @@ fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> SmallVec<[Term; 8]> {
             let mut term = Term {
                 position,
                 day: segment.day,
-                at: (d, n),
+                at: (d as u32, n as u32),
                 reference_milli,
                 reference_days,
                 habit_q16: habit_q16(reference_days, oldest_source.map(|since| segment.day.0 - since.0)),

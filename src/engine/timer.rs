@@ -60,7 +60,7 @@ pub fn run(user: &mut User, user_key: &str, due: Timestamp, ctx: &Context<'_>, s
 /// Brings what is foreseen up to an instant.
 fn settle(user: &mut User, due: Timestamp, ctx: &Context<'_>) {
     let curve = Curve::new(user, &ctx.policies.catalogue, due.hour());
-    let score = curve.at(due.hour()).score_milli;
+    let score = curve.score_at(due.hour());
     let mut published = user.head.published;
     published.as_of = published.as_of.max(due);
     let changed = settle_enforcement(&mut published, &curve, score, due);
@@ -157,7 +157,7 @@ fn end_alert(user: &mut User, user_key: &str, n: usize, due: Timestamp, ctx: &Co
         alerts::freeze(user, n, due, ctx);
     }
     let mut emit = Emit { user_key, ctx, sink, cause: Cause::timer(user_key, &kind, due) };
-    let score = Curve::new(user, &ctx.policies.catalogue, due.hour()).at(due.hour()).score_milli;
+    let score = Curve::new(user, &ctx.policies.catalogue, due.hour()).score_at(due.hour());
     alert_entry(user, &mut emit, n, what, score, due);
     user.head.published.as_of = user.head.published.as_of.max(due);
     user.changes.cause = emit.cause;

@@ -29,6 +29,9 @@ pub enum Segment {
     Day(Day),
 }
 
+/// What to write of a user: a part and its bytes, `None` for a tombstone.
+pub type Records = Vec<(Segment, Option<Arc<[u8]>>)>;
+
 /// Why bytes are not a state we can read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -91,11 +94,7 @@ pub fn decode_head(value: &[u8]) -> Result<crate::engine::state::Head, Error> {
 
 /// Encodes what changed, clears the change marks, and returns the new resident bytes with the records to write
 /// (`None` is a tombstone). Unchanged segments share their bytes with `previous`.
-pub fn encode_changed(
-    user: &mut User,
-    previous: &UserBytes,
-    commit_no: i64,
-) -> (UserBytes, Vec<(Segment, Option<Arc<[u8]>>)>) {
+pub fn encode_changed(user: &mut User, previous: &UserBytes, commit_no: i64) -> (UserBytes, Records) {
     let mut now = encode_parts(user, previous, commit_no);
     while size(&now) > STATE_BYTES_MAX && shed(user) {
         now = encode_parts(user, previous, commit_no);

@@ -96,8 +96,6 @@ struct Touched {
     previous_due: Option<Timestamp>,
     resident: bool,
     due: Option<Timestamp>,
-    /// `due` was computed before the last input.
-    due_stale: bool,
     /// Something was accepted: publish at the end.
     accepted: bool,
     /// Of the last accepted input; empty when it had none.
@@ -215,21 +213,19 @@ impl<'f, 't> Fold<'f, 't> {
         Ok(())
     }
 
-    /// Runs everything of one user that is due on stream time, so that a backlog closes windows as it would have live.
+    /// Runs everything of one user that is due on stream time. Users with records need no such care later in the
+    /// batch: the engine lets everything due before a record happen first.
     fn run_due(&mut self, at: usize) -> Result<(), Abandon> {
-        if std::mem::take(&mut self.touched[at].due_stale) {
-            self.touched[at].due = self.due_of(at);
-        }
+        let mut due = self.touched[at].due;
         for _ in 0..DUES_PER_USER_MAX {
-            let Some(due) = self.touched[at].due.filter(|due| *due <= self.stream_time) else { return Ok(()) };
-            let outcome = self.apply(at, Input::Timer { due }, None);
-            self.touched[at].due_stale = false;
-            match outcome {
+            let Some(instant) = due.filter(|due| *due <= self.stream_time) else { return Ok(()) };
+            match self.apply(at, Input::Timer { due: instant }, None) {
                 Ok(Outcome::Scored) => self.timers += 1,
                 Err(Trouble::Careful) => return Err(Abandon::Careful),
                 Ok(_) | Err(Trouble::Dead(_)) => break,
             }
-            self.touched[at].due = self.due_of(at);
+            due = self.due_of(at);
+            self.touched[at].due = due;
         }
         // A timer that panics or does nothing would be due for ever: it waits for the user's next input instead.
         let user = crate::engine::state::hash64(&self.touched[at].key);
@@ -245,7 +241,11 @@ impl<'f, 't> Fold<'f, 't> {
 
     fn record(&mut self, record: &BatchRecord<'_>) -> Result<(), Abandon> {
         let number = self.partition.number();
-        assert!(record.partition == number, "a record of partition {} came to partition {number}", record.partition);
+        assert!(
+            record.partition == number,
+            "INV-8: a record of partition {} came to partition {number}",
+            record.partition
+        );
         assert!(
             record.offset >= self.next[record.input],
             "INV-4: offset {} of {}-{number} is below the position {}",
@@ -288,7 +288,6 @@ impl<'f, 't> Fold<'f, 't> {
             return Ok(());
         }
         let at = self.touch(&directory.user_key);
-        self.run_due(at)?;
         match self.apply_record(at, Input::Directory(&directory), record) {
             Ok(Outcome::Scored) => self.count(DIRECTORY, None, Ok(Row::Applied)),
             Ok(Outcome::Dead(code)) => self.dead(record, None, code.as_str(), "the engine cannot take the record"),
@@ -318,7 +317,6 @@ impl<'f, 't> Fold<'f, 't> {
             return Ok(());
         }
         let at = self.touch(&signal.user_key);
-        self.run_due(at)?;
         let before = self.stream_time;
         self.stream_time = before.max(signal.occurred_at.min(record.timestamp));
         let outcome = self.apply_record(at, Input::Signal(&signal), record);
@@ -358,7 +356,6 @@ impl<'f, 't> Fold<'f, 't> {
                 assert!(set.hash == hash, "the set {} was loaded for {hash}", set.hash);
                 self.policies = Some(set);
                 self.switched = true;
-                self.touched.iter_mut().for_each(|t| t.due_stale = true);
                 Answer {
                     row: Row::Accepted,
                     outcome: "accepted",
@@ -508,30 +505,24 @@ impl<'f, 't> Fold<'f, 't> {
         if let Some(at) = self.index.get(user_key) {
             return *at;
         }
-        let resident = self.partition.user(user_key);
-        let touched = match resident {
-            Some((key, resident)) => Touched {
-                key: key.clone(),
-                user: state::decode(&resident.bytes).expect("resident state was read or written by this process"),
-                previous: resident.bytes.clone(),
-                previous_due: resident.next_due,
-                resident: true,
-                due: resident.next_due,
-                due_stale: self.switched,
-                accepted: false,
-                traceparent: Vec::new(),
-            },
-            None => Touched {
-                key: Arc::from(user_key),
-                user: User::default(),
-                previous: UserBytes::default(),
-                previous_due: None,
-                resident: false,
-                due: None,
-                due_stale: false,
-                accepted: false,
-                traceparent: Vec::new(),
-            },
+        let known = self.partition.user(user_key);
+        let (key, previous, due) = match known {
+            Some((key, resident)) => (key.clone(), resident.bytes.clone(), resident.next_due),
+            None => (Arc::from(user_key), UserBytes::default(), None),
+        };
+        let user = match known {
+            Some(_) => state::decode(&previous).expect("resident state was read or written by this process"),
+            None => User::default(),
+        };
+        let touched = Touched {
+            key,
+            user,
+            previous,
+            previous_due: due,
+            resident: known.is_some(),
+            due,
+            accepted: false,
+            traceparent: Vec::new(),
         };
         self.index.insert(touched.key.clone(), self.touched.len());
         self.touched.push(touched);
@@ -578,7 +569,6 @@ impl<'f, 't> Fold<'f, 't> {
         let trouble = match outcome {
             Ok(_) if publisher.too_large => "record.poison",
             Ok(outcome) => {
-                self.touched[at].due_stale = true;
                 self.touched[at].accepted |= matches!(outcome, Outcome::Scored | Outcome::Unscored);
                 return Ok(outcome);
             }
@@ -641,7 +631,7 @@ impl<'f, 't> Fold<'f, 't> {
             }
             let changed = user.changes != Default::default();
             let encoded = changed.then(|| state::encode_changed(user, previous, commit_no));
-            (encoded, if accepted { next_due(user, &context) } else { touched.due })
+            (encoded, if changed || accepted { next_due(user, &context) } else { touched.due })
         }));
         let too_large = publisher.too_large;
         let poison = |code| {
@@ -660,7 +650,7 @@ impl<'f, 't> Fold<'f, 't> {
         }
         assert!(
             self.partition.holds_user(&touched.key),
-            "INV-5: a user of another partition would be written to partition {}",
+            "INV-8: a user of another partition would be written to partition {}",
             self.partition.number()
         );
         let mut state_key = Vec::with_capacity(touched.key.len() + 12);

@@ -357,7 +357,11 @@ mod tests {
         publisher.gone("u1");
         publisher.score(&RiskScore::default());
         let mut topics = Vec::new();
-        publisher.outputs.try_each(|r, _| Ok::<_, ()>(topics.push((r.topic, r.value.is_some())))).unwrap();
+        let each = publisher.outputs.try_each(|r, _| {
+            topics.push((r.topic, r.value.is_some()));
+            Ok::<(), ()>(())
+        });
+        each.unwrap();
         assert_eq!(topics, [("risk-scores", false), ("risk-levels", false), ("risk-scores", true)]);
     }
 }

@@ -7,12 +7,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::*;
-use crate::domain::Text;
 use crate::domain::command::{Command, CommandResult, SwitchPolicies};
+use crate::domain::indicator::{Boosters, Catalogue, Category, Factors, Indicator, Measure};
 use crate::domain::partitioner::partition_of;
-use crate::domain::policy::PolicySet;
+use crate::domain::policy::{Policy, PolicyIndicator, PolicySet, Status, Trigger};
 use crate::domain::record::Journal;
 use crate::domain::signal::Signal;
+use crate::domain::time::{DAY_MS, HOUR_MS};
+use crate::domain::{Level, Text};
 use crate::runtime::copy_sink::{DirtyUser, Loaded};
 use crate::runtime::partition::ledger::balances;
 use crate::runtime::ports::{Changes, CopyMeta, CopyUser, Outgoing};
@@ -30,6 +32,9 @@ struct Rec {
     headers: Vec<(String, Vec<u8>)>,
 }
 
+/// A partition in the copy.
+type Copied = (CopyMeta, BTreeMap<String, CopyUser>);
+
 #[derive(Default)]
 struct Topics {
     logs: BTreeMap<(TopicName, i32), (Vec<Rec>, i64)>,
@@ -46,6 +51,8 @@ struct Topics {
     /// Rebalance after this many polled records.
     rebalance_after: Option<(usize, Changes)>,
     copied: Vec<String>,
+    /// What the copy holds, while it answers.
+    copy: Option<BTreeMap<i32, Copied>>,
 }
 
 type Shared = Rc<RefCell<Topics>>;
@@ -191,10 +198,10 @@ impl Txn for MemTxn {
 
     fn send(&mut self, record: &Outgoing<'_>) -> Result<(), Error> {
         let condemned = record.headers.iter().any(|(_, v)| *v == b"record.poison");
-        if let Some((poison, kind)) = &self.topics.borrow().poison {
-            if record.topic == "dead-letters" && record.value == Some(poison) && !condemned {
-                return Err(Error::new(*kind, "could not send", "poison"));
-            }
+        if let Some((poison, kind)) = &self.topics.borrow().poison
+            && (record.topic, record.value, condemned) == ("dead-letters", Some(poison), false)
+        {
+            return Err(Error::new(*kind, "could not send", "poison"));
         }
         let rec = Rec {
             offset: 0,
@@ -293,11 +300,15 @@ impl Clock for MemClock {
 struct MemCopy(Shared);
 
 impl CopySink for MemCopy {
-    fn meta(&mut self, _: i32) -> Result<Option<CopyMeta>, Error> {
-        Ok(None)
+    fn meta(&mut self, partition: i32) -> Result<Option<CopyMeta>, Error> {
+        let topics = self.0.borrow();
+        Ok(topics.copy.as_ref().and_then(|c| c.get(&partition)).map(|(meta, _)| meta.clone()))
     }
 
-    fn users(&mut self, _: i32, _: &mut dyn FnMut(CopyUser)) -> Result<(), Error> {
+    fn users(&mut self, partition: i32, each: &mut dyn FnMut(CopyUser)) -> Result<(), Error> {
+        let topics = self.0.borrow();
+        let users = topics.copy.as_ref().and_then(|c| c.get(&partition)).map(|(_, users)| users);
+        users.into_iter().flat_map(|u| u.values().cloned()).for_each(each);
         Ok(())
     }
 
@@ -308,7 +319,31 @@ impl CopySink for MemCopy {
 
     fn dirty(&mut self, standing: &Standing, users: Vec<DirtyUser>) {
         let line = format!("dirty {} commit {} users {}", standing.partition, standing.commit_no, users.len());
-        self.0.borrow_mut().copied.push(line);
+        let mut topics = self.0.borrow_mut();
+        topics.copied.push(line);
+        let Some(copy) = &mut topics.copy else { return };
+        let (meta, known) = copy.entry(standing.partition).or_default();
+        *meta = CopyMeta {
+            applied: standing.commit_no,
+            changelog_offset: match standing.mark.commit_no <= standing.commit_no {
+                true => standing.mark.offset,
+                false => meta.changelog_offset,
+            },
+            applied_at: standing.now,
+            epoch: standing.epoch,
+            users: standing.users,
+            cluster_id: standing.cluster_id.to_string(),
+            format: crate::wire::state::FORMAT.into(),
+            ..CopyMeta::default()
+        };
+        for user in users {
+            let mut segments: Vec<_> = user.bytes.days.iter().map(|(d, b)| (d.0.to_string(), b.clone())).collect();
+            segments.extend(user.bytes.head.iter().map(|b| (String::new(), b.clone())));
+            segments.extend(user.bytes.seen.iter().map(|b| ("seen".to_owned(), b.clone())));
+            let user_key = user.user_key.to_string();
+            let commit_no = user.commit_no;
+            known.insert(user_key.clone(), CopyUser { user_key, commit_no, segments, ..CopyUser::default() });
+        }
     }
 
     fn revoked(&mut self, partition: i32) {
@@ -320,13 +355,55 @@ impl CopySink for MemCopy {
     }
 }
 
-/// Knows every set whose name begins with "set".
+/// Knows every set whose name begins with "set". Under `set-broken` the indicator `broken` makes the engine panic.
 struct Sets;
 
 impl PolicySource for Sets {
     fn set(&mut self, hash: &str) -> Option<Arc<PolicySet>> {
-        hash.starts_with("set").then(|| Arc::new(PolicySet::new(hash.to_owned(), Default::default(), vec![])))
+        hash.starts_with("set").then(|| Arc::new(policies(hash)))
     }
+}
+
+fn policies(hash: &str) -> PolicySet {
+    let indicator = |code, id: &str| Indicator {
+        code,
+        id: id.into(),
+        title: id.into(),
+        category: Category::Exfiltration,
+        weight_milli: 30_000,
+        cap_milli: 60_000,
+        half_life_days: 7,
+        measure: Measure::Count,
+    };
+    let indicators = vec![indicator(1, "usb_copy"), indicator(2, "broken")];
+    let catalogue = Catalogue::new(indicators, Factors::default(), Boosters::default(), BTreeMap::new());
+    let policy = Policy {
+        id: "leaks".into(),
+        version: "leaks-1".into(),
+        name: "Data leaks".into(),
+        template: String::new(),
+        description: String::new(),
+        status: Status::On,
+        purpose: String::new(),
+        legal_basis: String::new(),
+        owner: String::new(),
+        review_by: String::new(),
+        groups: vec![],
+        trigger: Trigger::None,
+        look_back_days: 90,
+        activation_days: 30,
+        gap_hours: 72,
+        max_days: 7,
+        indicators: vec![PolicyIndicator { position: 0, weight_milli: 30_000, cap_milli: 60_000 }],
+        open_at_milli: 20_000,
+        min_severity: Level::Low,
+        expire_days: 120,
+    };
+    let mut set = PolicySet::new(hash.into(), catalogue, vec![policy]);
+    if hash == "set-broken" {
+        set.by_indicator.truncate(1);
+    }
+    set
 }
 
 type TestWorker = Worker<MemGroup, MemTxn, MemLog, MemClock, MemCopy>;
@@ -400,16 +477,20 @@ impl World {
     }
 
     fn signal(&mut self, partition: i32, user: &str, n: i64) {
+        self.signal_at(partition, user, n, "usb_copy", Timestamp(NOW - 60_000 + n));
+    }
+
+    fn signal_at(&mut self, partition: i32, user: &str, n: i64, indicator: &str, at: Timestamp) {
         let signal = Signal {
             signal_id: Text::from(format!("s{n}")),
             user_key: Text::from(user),
             source: Text::borrowed("purview"),
             source_event_id: Text::from(format!("e{n}")),
             op: Text::borrowed("create"),
-            indicator: Text::borrowed("exfil.usb_copy"),
-            occurred_at: Timestamp(NOW - 60_000 + n),
-            ingested_at: Timestamp(NOW),
-            day: Text::from(Timestamp(NOW - 60_000).day_at(0).iso()),
+            indicator: Text::from(indicator),
+            occurred_at: at,
+            ingested_at: at,
+            day: Text::from(at.day_at(0).iso()),
             outcome: Text::borrowed("allowed"),
             count: 1,
             is_complete: true,
@@ -708,4 +789,197 @@ fn commands_are_answered_once() {
         ["switch-0-set-1 accepted ok", "c1 refused command.unknown", "c1 refused command.unknown"]
     );
     assert_eq!(world.ledger(1), "commands.accepted 1, commands.in 2, commands.rerouted 1");
+}
+
+/// Every value of a topic as (key, value), the latest per key where it is compacted.
+fn contents(world: &World, topic: Topic) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let all = (0..PARTITIONS).flat_map(|p| world.records(topic, p));
+    all.map(|r| (r.key.unwrap_or_default(), r.value.unwrap_or_default())).collect()
+}
+
+/// The users of both partitions as resident, by key.
+fn residents(worker: &TestWorker) -> BTreeMap<String, crate::wire::state::UserBytes> {
+    worker.running().flat_map(|p| p.all_users()).map(|u| (u.user_key.to_string(), u.bytes)).collect()
+}
+
+fn month(world: &mut World) {
+    for n in 0..120i64 {
+        let partition = (n % 2) as i32;
+        let user = user_of(partition, (n % 5) as usize);
+        let at = Timestamp(NOW - 29 * DAY_MS + n * 5 * HOUR_MS);
+        world.topics.borrow_mut().now = at.0;
+        world.signal_at(partition, &user, n, "usb_copy", at);
+    }
+    world.topics.borrow_mut().now = NOW;
+}
+
+#[test]
+fn a_restart_finds_exactly_the_state_that_was_written() {
+    let mut world = World::with_policies();
+    month(&mut world);
+    let mut worker = world.worker();
+    settle(&mut worker);
+    world.check();
+    let before = residents(&worker);
+    assert_eq!(before.len(), 10);
+    assert!(!contents(&world, Topic::Alerts).is_empty(), "the month opens windows");
+    let timers: Vec<_> = worker.running().map(Partition::next_timer).collect();
+    let mut again = world.worker();
+    settle(&mut again);
+    world.check();
+    assert_eq!(residents(&again), before, "INV-2");
+    assert_eq!(again.running().map(Partition::next_timer).collect::<Vec<_>>(), timers);
+    let bytes = |w: &TestWorker| w.running().map(Partition::bytes).collect::<Vec<_>>();
+    assert_eq!(bytes(&again), bytes(&worker));
+}
+
+#[test]
+fn aborts_and_unknown_commits_change_no_output() {
+    let run = |faults: Vec<(ErrorKind, bool)>| {
+        let mut world = World::with_policies();
+        month(&mut world);
+        let mut worker = world.worker_with(|c| c.batch_records_max = 16);
+        while !worker.is_ready() {
+            worker.step().unwrap();
+        }
+        world.topics.borrow_mut().commits = faults.into();
+        settle(&mut worker);
+        world.check();
+        let mut ids: Vec<_> = (0..PARTITIONS)
+            .flat_map(|p| world.records(Topic::ActivityChronology, p))
+            .map(|r| r.headers.iter().find(|(n, _)| n == "ce_id").unwrap().1.clone())
+            .collect();
+        ids.sort();
+        let count = ids.len();
+        ids.dedup();
+        assert_eq!(ids.len(), count, "INV-1: an event was written twice");
+        (ids, residents(&worker).keys().cloned().collect::<Vec<_>>())
+    };
+    let plain = run(vec![]);
+    assert!(plain.0.len() >= 120);
+    let (abort, lost, done) = ((ErrorKind::Abort, false), (ErrorKind::Unknown, false), (ErrorKind::Unknown, true));
+    for faults in [vec![abort], vec![lost], vec![done], vec![done, lost, abort, done], vec![abort, done, done, lost]] {
+        assert_eq!(run(faults.clone()), plain, "{faults:?}");
+    }
+}
+
+#[test]
+fn a_panic_of_the_engine_costs_the_record_alone() {
+    let mut world = World::new();
+    (0..PARTITIONS).for_each(|p| world.switch(p, "set-broken"));
+    let user = user_of(0, 0);
+    for n in 0..9 {
+        let indicator = if n % 3 == 1 { "broken" } else { "usb_copy" };
+        world.signal_at(0, &user, n, indicator, Timestamp(NOW - 1_000));
+    }
+    let mut worker = world.worker();
+    settle(&mut worker);
+    world.check();
+    assert_eq!(world.codes(0), ["engine.panic"; 3]);
+    let ledger = world.journal(0).pop().unwrap().ledger;
+    assert_eq!((ledger["scored"], ledger["dead.engine.panic"]), (6, 3));
+    assert_eq!(worker.running().map(|p| p.meta().users).sum::<i64>(), 1);
+}
+
+#[test]
+fn timers_follow_the_clock_once_everything_is_read() {
+    let mut world = World::with_policies();
+    world.signal_at(0, &user_of(0, 0), 1, "usb_copy", Timestamp(NOW));
+    let mut worker = world.worker();
+    settle(&mut worker);
+    let stream_time = world.journal(0).last().unwrap().stream_time;
+    let commits = world.journal(0).len();
+    world.topics.borrow_mut().now += 20 * DAY_MS;
+    settle(&mut worker);
+    world.check();
+    let journal = world.journal(0);
+    let last = journal.last().unwrap();
+    assert!(journal.len() > commits && last.follows_clock, "the level falls without input");
+    assert_eq!(last.stream_time.0, world.topics.borrow().now);
+    assert!(stream_time.0 <= NOW);
+    assert_eq!(world.journal(1).len(), 2, "an idle partition without changes does not write");
+    // With something left to read, here held back, time stands still.
+    world.switch(0, "gone");
+    world.topics.borrow_mut().now += 60 * DAY_MS;
+    settle(&mut worker);
+    let held = world.journal(0).len();
+    world.topics.borrow_mut().now += 60 * DAY_MS;
+    settle(&mut worker);
+    assert_eq!(world.journal(0).len(), held);
+}
+
+#[test]
+fn a_worker_without_memory_says_how_many_are_needed() {
+    let mut world = World::with_policies();
+    month(&mut world);
+    settle(&mut world.worker());
+    let mut worker = world.worker_with(|c| c.state_bytes_max = 10_000);
+    settle(&mut worker);
+    let halt = worker.halted().next().expect("a partition is refused");
+    assert_eq!(halt.code.as_str(), "memory.full");
+    assert!(halt.remedy.starts_with("run at least "), "{halt}");
+}
+
+#[test]
+fn a_trusted_copy_and_the_changelog_tail_are_the_whole_state() {
+    let mut world = World::with_policies();
+    world.topics.borrow_mut().copy = Some(BTreeMap::new());
+    month(&mut world);
+    let mut worker = world.worker_with(|c| c.batch_records_max = 16);
+    settle(&mut worker);
+    world.topics.borrow_mut().now += 20_000;
+    settle(&mut worker);
+    // The copy stops here; what follows is found in the changelog only.
+    let copy = world.topics.borrow_mut().copy.take();
+    (200..210).for_each(|n| world.signal(0, &user_of(0, n as usize % 7), n));
+    settle(&mut worker);
+    let before = residents(&worker);
+    let applied = copy.as_ref().map(|c| c[&0].0.applied).unwrap();
+    assert!(applied < worker.running().next().unwrap().meta().commit_no, "the copy is behind");
+
+    world.topics.borrow_mut().copy = copy;
+    world.topics.borrow_mut().copied.clear();
+    let mut again = world.worker();
+    settle(&mut again);
+    world.check();
+    assert_eq!(residents(&again), before, "INV-2");
+    let copied = world.topics.borrow().copied.clone();
+    assert!(copied[0].starts_with("assigned 0 epoch 2 CaughtUp"), "{copied:?}");
+    assert!(copied[1].ends_with("users 7"), "the users of the tail follow: {copied:?}");
+
+    // A copy that lost users is noticed by their number, and the changelog is read from its start.
+    if let Some((_, users)) = world.topics.borrow_mut().copy.as_mut().and_then(|c| c.get_mut(&1)) {
+        users.pop_first();
+    }
+    let mut third = world.worker();
+    settle(&mut third);
+    world.check();
+    assert_eq!(residents(&third), before);
+    assert!(world.topics.borrow().copied.iter().any(|l| l.starts_with("assigned 1 epoch 3 Rebuilt")));
+}
+
+#[test]
+fn at_a_first_start_the_directory_is_read_before_signals() {
+    let mut world = World::with_policies();
+    let user = user_of(0, 0);
+    (0..40).for_each(|n| world.signal(0, &user, n));
+    let directory = crate::domain::directory::Directory {
+        user_key: Text::from(user.as_str()),
+        canonical_id: Text::borrowed("x"),
+        version: 1,
+        ..Default::default()
+    };
+    let mut value = Vec::new();
+    world.encoder.encode(Topic::UserDirectory, &directory, &mut value).unwrap();
+    (0..9).for_each(|_| world.put(Topic::UserDirectory, 0, user.as_bytes(), &value, &[]));
+    world.put(Topic::UserDirectory, 1, user.as_bytes(), &value, &[]);
+    let mut worker = world.worker_with(|c| c.batch_records_max = 4);
+    (0..3).for_each(|_| drop(settle(&mut worker)));
+    world.check();
+    let journal = world.journal(0);
+    let first_signal = journal.iter().find(|j| j.ledger.contains_key("in")).unwrap();
+    assert_eq!(first_signal.ledger["directory.in"], 9);
+    let last = &journal.last().unwrap().ledger;
+    assert_eq!((last["in"], last["directory.applied"], last["directory.unchanged"]), (40, 1, 8));
+    assert_eq!(world.codes(1), ["directory.partition"]);
 }
