@@ -307,3 +307,25 @@ fn event_ids_are_unique_and_the_same_on_replay() {
     assert_eq!(unique.len(), ids.len());
     assert_eq!(run(), ids);
 }
+
+#[test]
+fn an_alert_that_outlives_its_evidence_still_ends_in_public() {
+    let mut policies = policies();
+    policies.policies.iter_mut().for_each(|p| p.expire_days = 200);
+    let mut driver = Driver::new(policies);
+    let mut first = signal("a", "usb_copy", 0);
+    first.count = 60;
+    driver.signal(&first);
+    let mut second = signal("b", "cloud_upload", 1);
+    second.bytes = Some(900_000_000);
+    driver.signal(&second);
+    driver.finish();
+    driver.until(START.plus_ms(180 * DAY_MS));
+    assert!(driver.user.days.is_empty() && !driver.kept.gone, "the open alert keeps the user");
+    driver.until(START.plus_ms(210 * DAY_MS));
+    let ended = driver.kept.lines.iter().position(|l| l.contains("leaks status expired"));
+    assert!(ended.is_some_and(|n| n < driver.kept.lines.len() - 1), "{:?}", driver.kept.lines.last());
+    assert!(driver.kept.gone);
+    let (bytes, records) = encode_changed(&mut driver.user, &UserBytes::default(), 9);
+    assert_eq!((bytes, records), (UserBytes::default(), Vec::new()), "nothing is left, and nothing was there before");
+}

@@ -1,7 +1,5 @@
 //! Numbers, chains and hands out what one input publishes: envelope, event id, chronology number and hash.
 
-use std::fmt::Write;
-
 use super::state::{Cause, Head};
 use super::{Context, Position, Sink};
 use crate::domain::chronology::{ChronologyEntry, chain_hash};
@@ -22,7 +20,13 @@ impl Cause {
         let mut base = String::with_capacity(40);
         let topic_len = position.map_or(0, |p| p.topic.len());
         match position {
-            Some(p) => write!(base, "{}:{}:{}", p.topic, p.partition, p.offset).expect("memory"),
+            Some(p) => {
+                base.push_str(p.topic);
+                for number in [i64::from(p.partition), p.offset] {
+                    base.push(':');
+                    push_number(&mut base, number);
+                }
+            }
             None => base.push_str(kind),
         }
         Cause {
@@ -60,7 +64,8 @@ impl Cause {
         let mut id = String::with_capacity(self.base.len() + 3);
         id.push_str(&self.base);
         if index > 0 || self.position.is_some() {
-            write!(id, ":{index}").expect("memory");
+            id.push(':');
+            push_number(&mut id, index);
         }
         id
     }
@@ -111,6 +116,24 @@ impl Emit<'_> {
     }
 }
 
+/// Appends a number in decimal; the formatting machinery costs more than the digits.
+pub fn push_number(text: &mut String, number: i64) {
+    let mut digits = [0; 20];
+    let (mut rest, mut at) = (number.unsigned_abs(), digits.len());
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        text.push('-');
+    }
+    text.push_str(std::str::from_utf8(&digits[at..]).expect("digits are text"));
+}
+
 fn hex<'t>(link: &[u8; 16], text: &'t mut [u8; 32]) -> &'t str {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for (n, byte) in link.iter().enumerate() {
@@ -118,4 +141,18 @@ fn hex<'t>(link: &[u8; 16], text: &'t mut [u8; 32]) -> &'t str {
         text[2 * n + 1] = DIGITS[usize::from(byte & 15)];
     }
     std::str::from_utf8(text).expect("digits are text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::push_number;
+
+    #[test]
+    fn numbers_are_written_as_the_formatter_would() {
+        for number in [0, 7, -1, 10, 12_345, i64::MAX, i64::MIN] {
+            let mut text = String::new();
+            push_number(&mut text, number);
+            assert_eq!(text, number.to_string());
+        }
+    }
 }

@@ -71,6 +71,10 @@ pub fn place<'d>(destination: &'d Destination<'_>) -> &'d str {
     if !has_domain(destination) {
         return value;
     }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    if value.bytes().all(plain) {
+        return value.trim_end_matches('.');
+    }
     let value = value.split_once("://").map_or(value, |(_, rest)| rest);
     let value = value.split(['/', '?', '#']).next().unwrap_or(value);
     let value = value.rsplit_once('@').map_or(value, |(_, domain)| domain);

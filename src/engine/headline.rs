@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::emit::push_number;
 use super::factors;
 use super::score::{HISTORY_DAYS, NOVEL_DAYS, Term};
 use super::state::User;
@@ -32,7 +33,8 @@ pub fn activity(signal: &Signal<'_>, op: Op, title: &str, user: &User, day: Day,
     if let Some(destination) = &signal.destination {
         let place = factors::place(destination);
         if !place.is_empty() {
-            let _ = write!(text, ", to {place}");
+            text.push_str(", to ");
+            text.push_str(place);
         }
     }
     since(&mut text, user, day, code);
@@ -93,17 +95,24 @@ fn amount(text: &mut String, count: i64, kind: Option<&str>) {
         _ => "time",
     };
     let plural = if count == 1 { "" } else { "s" };
-    let _ = write!(text, "{count} {noun}{plural}");
+    push_number(text, count);
+    text.push(' ');
+    text.push_str(noun);
+    text.push_str(plural);
 }
 
 /// Bytes in decimal units with one digit: "2.1 GB".
 fn size(text: &mut String, bytes: u64) {
     let units = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
-    let _ = match units.into_iter().find(|(one, _)| bytes >= *one) {
-        Some((one, unit)) if bytes % one * 10 / one == 0 => write!(text, "{} {unit}", bytes / one),
-        Some((one, unit)) => write!(text, "{}.{} {unit}", bytes / one, bytes % one * 10 / one),
-        None => write!(text, "{bytes} B"),
-    };
+    let (one, unit) = units.into_iter().find(|(one, _)| bytes >= *one).unwrap_or((1, "B"));
+    push_number(text, (bytes / one) as i64);
+    let tenth = bytes % one * 10 / one;
+    if tenth > 0 {
+        text.push('.');
+        push_number(text, tenth as i64);
+    }
+    text.push(' ');
+    text.push_str(unit);
 }
 
 fn cut(mut text: String) -> String {

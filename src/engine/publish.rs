@@ -5,7 +5,8 @@ use super::alerts;
 use super::math::largest_remainder;
 use super::score::{Curve, LOOK_BACK_DAYS, Sum, score_milli};
 use super::state::{
-    AlertState, Change, Head, LIMIT_ALERTS, LIMIT_BYTES, LIMIT_INSIGHTS, LIMIT_SEEN, LIMIT_SIGNALS, Published, User,
+    AlertState, Cause, Change, Head, LIMIT_ALERTS, LIMIT_BYTES, LIMIT_INSIGHTS, LIMIT_SEEN, LIMIT_SIGNALS, Published,
+    User,
 };
 use super::{Context, Sink, headline};
 use crate::domain::alert::{Alert, Clause, ScorePart, Status};
@@ -24,22 +25,23 @@ pub const ENFORCEMENT_HOLD_MS: i64 = DAY_MS;
 
 /// See `fold::finish`.
 pub fn finish(user: &mut User, user_key: &str, ctx: &Context<'_>, sink: &mut dyn Sink) {
-    if is_gone(user) {
+    let now = ctx.stream_time.max(user.head.published.as_of);
+    let gone = is_gone(user);
+    // Without a cause only days were dropped, and those were too old to count: nothing to publish.
+    if !user.changes.cause.kind.is_empty() {
+        let mut cause = std::mem::take(&mut user.changes.cause);
+        let known = !user.days.is_empty() || !user.head.alerts.is_empty() || user.head.published.valid_until.0 > 0;
+        if known && !gone {
+            latest(user, user_key, &mut cause, now, ctx, sink);
+        }
+        changed_alerts(user, user_key, &mut cause, now, ctx, sink);
+    }
+    if gone {
         sink.gone(user_key);
         user.head = Head::default();
         user.seen = Default::default();
         user.changes.seen = true;
         user.changes.head = true;
-        return;
-    }
-    // Days that are dropped are too old to count: nothing to publish.
-    if user.changes.cause.kind.is_empty() {
-        return;
-    }
-    let known = !user.days.is_empty() || !user.head.alerts.is_empty() || user.head.published.valid_until.0 > 0;
-    if known {
-        let now = ctx.stream_time.max(user.head.published.as_of);
-        latest(user, user_key, now, ctx, sink);
     }
 }
 
@@ -49,8 +51,7 @@ fn is_gone(user: &User) -> bool {
     user.days.is_empty() && !open && user.head.directory.is_none() && user.head.user_rev != 0
 }
 
-fn latest(user: &mut User, user_key: &str, now: Timestamp, ctx: &Context<'_>, sink: &mut dyn Sink) {
-    let mut cause = std::mem::take(&mut user.changes.cause);
+fn latest(user: &mut User, user_key: &str, cause: &mut Cause, now: Timestamp, ctx: &Context<'_>, sink: &mut dyn Sink) {
     let curve = Curve::new(user, &ctx.policies.catalogue, now.hour());
     let sum = curve.at(now.hour());
     let mut published = user.head.published;
@@ -71,6 +72,23 @@ fn latest(user: &mut User, user_key: &str, now: Timestamp, ctx: &Context<'_>, si
         let envelope = cause.envelope(user_key, &event_id, user.head.user_rev, now, ctx);
         sink.level(&RiskLevel { envelope, ..level(user, &sum, &published, ctx) });
     }
+    user.head.published = published;
+    user.changes.level = false;
+}
+
+/// Each changed alert that its policy publishes, once.
+fn changed_alerts(
+    user: &mut User,
+    user_key: &str,
+    cause: &mut Cause,
+    now: Timestamp,
+    ctx: &Context<'_>,
+    sink: &mut dyn Sink,
+) {
+    if user.head.alerts.iter().all(|a| a.change == Change::None) {
+        return;
+    }
+    let curve = Curve::new(user, &ctx.policies.catalogue, now.hour());
     for alert in user.head.alerts.iter().filter(|a| a.change != Change::None) {
         let n = ctx.policies.position_of_hash(alert.policy);
         let policy = n.map(|n| &ctx.policies.policies[n]);
@@ -82,8 +100,6 @@ fn latest(user: &mut User, user_key: &str, now: Timestamp, ctx: &Context<'_>, si
         let record = Alert { envelope, ..self::alert(user, &curve, alert, n, now, ctx) };
         sink.alert(&record, policy.is_some_and(|p| p.status == policy::Status::Shadow));
     }
-    user.head.published = published;
-    user.changes.level = false;
     user.head.alerts.iter_mut().for_each(|a| a.change = Change::None);
 }
 

@@ -6,6 +6,7 @@ use super::state::Error;
 pub struct Writer<'a>(pub &'a mut Vec<u8>);
 
 impl Writer<'_> {
+    /// Seven bits a byte.
     pub fn u64(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -14,14 +15,17 @@ impl Writer<'_> {
         self.0.push(value as u8);
     }
 
+    /// Zigzag.
     pub fn i64(&mut self, value: i64) {
         self.u64(((value << 1) ^ (value >> 63)) as u64);
     }
 
+    /// One byte as it is.
     pub fn u8(&mut self, value: u8) {
         self.0.push(value);
     }
 
+    /// Bytes as they are.
     pub fn fixed(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
@@ -39,6 +43,7 @@ impl Writer<'_> {
 pub struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
+    /// One byte as it is.
     #[inline]
     pub fn u8(&mut self) -> Result<u8, Error> {
         let (first, rest) = self.0.split_first().ok_or(SHORT)?;
@@ -46,6 +51,7 @@ impl<'a> Reader<'a> {
         Ok(*first)
     }
 
+    /// Seven bits a byte; most numbers are one byte.
     #[inline]
     pub fn u64(&mut self) -> Result<u64, Error> {
         if let Some((first, rest)) = self.0.split_first()
@@ -73,27 +79,32 @@ impl<'a> Reader<'a> {
         Err(Error::Damaged { what: "integer too long" })
     }
 
+    /// Zigzag.
     #[inline]
     pub fn i64(&mut self) -> Result<i64, Error> {
         let value = self.u64()?;
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
+    /// A number that fits 32 bits.
     #[inline]
     pub fn u32(&mut self) -> Result<u32, Error> {
         u32::try_from(self.u64()?).map_err(|_| Error::Damaged { what: "integer out of range" })
     }
 
+    /// A number that fits 16 bits.
     #[inline]
     pub fn u16(&mut self) -> Result<u16, Error> {
         u16::try_from(self.u64()?).map_err(|_| Error::Damaged { what: "integer out of range" })
     }
 
+    /// A signed number that fits 32 bits.
     #[inline]
     pub fn i32(&mut self) -> Result<i32, Error> {
         i32::try_from(self.i64()?).map_err(|_| Error::Damaged { what: "integer out of range" })
     }
 
+    /// Bytes as they are.
     #[inline]
     pub fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Error> {
         let (first, rest) = self.0.split_first_chunk::<N>().ok_or(SHORT)?;
@@ -101,6 +112,7 @@ impl<'a> Reader<'a> {
         Ok(*first)
     }
 
+    /// See `Writer::option`.
     pub fn option(&mut self) -> Result<Option<i64>, Error> {
         match self.u8()? {
             0 => Ok(None),
