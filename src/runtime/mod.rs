@@ -14,6 +14,7 @@ pub mod log;
 pub mod map_service;
 pub mod map_worker;
 pub mod no_copy;
+pub mod observe;
 pub mod partition;
 pub mod policy_source;
 pub mod ports;
