@@ -19,6 +19,7 @@ pub mod generate;
 pub mod output;
 
 pub mod policy;
+pub mod pseudonym;
 pub mod run;
 pub mod topics;
 pub mod verify;

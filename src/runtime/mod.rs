@@ -18,6 +18,7 @@ pub mod observe;
 pub mod partition;
 pub mod policy_source;
 pub mod ports;
+pub mod pseudonym_key;
 pub mod recovery;
 pub mod redis_store;
 pub mod registry;

@@ -22,6 +22,7 @@ use crate::engine::fold::{apply, finish};
 use crate::engine::timer::next_due;
 use crate::engine::{DeadCode, Input, Numbers, Outcome, Position, User, event_id};
 use crate::runtime::batch::{BASELINES, BatchRecord, COMMANDS, DIRECTORY, INPUTS, Records, SIGNALS, input_name};
+use crate::runtime::pseudonym_key::is_internal;
 use crate::runtime::telemetry::Limit;
 use crate::topology::{META_KEY, Topic};
 use crate::wire::avro::{DecodeError, Decoder, Encoder};
@@ -286,7 +287,7 @@ impl<'f, 't> Fold<'f, 't> {
             self.holds[DIRECTORY] = Some(Hold::NoPolicies);
             return Ok(());
         }
-        if record.value.is_none() {
+        if record.value.is_none() || is_internal(record.key) {
             self.count(DIRECTORY, None, Ok(Row::Ignored));
             return Ok(());
         }
