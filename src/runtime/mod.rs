@@ -16,6 +16,7 @@ pub mod map_worker;
 pub mod no_copy;
 pub mod partition;
 pub mod policy_source;
+pub mod policy_tests;
 pub mod ports;
 pub mod recovery;
 pub mod redis_store;
