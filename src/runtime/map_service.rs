@@ -10,20 +10,14 @@ use super::http::WorkerHealth;
 use super::log::KafkaLog;
 use super::map_worker::{Limits, MapWorker, People, Source, Stage};
 use super::ports::{Error, ErrorKind};
-use super::service::{self, Service, Shared};
+use super::service::{self, Service, Shared, map_group};
 use super::source::KafkaGroup;
 use super::transaction::KafkaTxn;
 use super::worker::Stop;
-use crate::config::Config;
 use crate::topology;
 use crate::wire::avro::{Decoder, Encoder};
 use crate::wire::mapping::identity::Pseudonym;
 use crate::wire::mapping::{MapConfig, Mapping};
-
-/// The group of the map workers.
-pub fn map_group(config: &Config) -> String {
-    format!("{}-map", config.app.id)
-}
 
 /// Starts the map workers. Without sources there is nothing to map, which is not an error.
 pub fn start(service: &mut Service, shared: &Shared, key: &[u8]) -> Result<(), Error> {

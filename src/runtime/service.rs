@@ -181,6 +181,11 @@ pub fn engine_group(config: &Config) -> String {
     format!("{}-engine", config.app.id)
 }
 
+/// The group of the map workers.
+pub fn map_group(config: &Config) -> String {
+    format!("{}-map", config.app.id)
+}
+
 fn run_engine(
     shared: &Shared,
     name: &str,
