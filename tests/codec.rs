@@ -324,8 +324,8 @@ fn a_value_of_another_shape_is_refused() {
     let mut encoder = Encoder::new(&schemas);
     for topic in [Topic::RiskSignals, Topic::UserState] {
         let mut out = vec![];
-        let shape = EncodeError::Shape { topic: topic.name() };
-        assert_eq!(encoder.encode(topic, &Journal::default(), &mut out), Err(shape));
+        let error = encoder.encode(topic, &Journal::default(), &mut out).unwrap_err();
+        assert!(matches!(error, EncodeError::Shape { .. }), "{error}");
         assert!(out.is_empty());
     }
     let mut out = vec![];
@@ -473,4 +473,18 @@ fn an_unreachable_registry_is_never_a_dead_letter() {
     decoder.decode::<Signal<'_>>(Topic::RiskSignals, &bytes, &[]).unwrap();
     table.down.store(true, std::sync::atomic::Ordering::Relaxed);
     decoder.decode::<Signal<'_>>(Topic::RiskSignals, &bytes, &[]).expect("a schema once met is kept");
+}
+
+#[test]
+fn many_schemas_on_one_topic_stay_readable() {
+    let many = avro::MET_MAX as u32 * 2 + 1;
+    let table =
+        Table { schemas: (0..many).map(|id| (SchemaName::Id(id), edited(|_| {}))).collect(), ..Table::default() };
+    let schemas = Schemas::with_registry(table).unwrap();
+    let mut decoder = Decoder::new(&schemas);
+    let mut bytes = encoded(Topic::RiskSignals, &signal());
+    for id in (0..many).chain(0..many) {
+        bytes[1..5].copy_from_slice(&id.to_be_bytes());
+        assert_eq!(decoder.decode::<Signal<'_>>(Topic::RiskSignals, &bytes, &[]).unwrap(), signal());
+    }
 }

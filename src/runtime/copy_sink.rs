@@ -8,8 +8,9 @@ use super::ports::{CopyMeta, CopyUser, Error};
 use crate::domain::Timestamp;
 use crate::wire::state::UserBytes;
 
-/// A point at which commits and changelog offsets are known to agree: every record of a commit up to `commit_no` lies
-/// below `offset`, every later one at or above it. Taken by the worker between two transactions.
+/// From which changelog offset a copy is caught up: every record of `commit_no` and later, its meta record included, lies
+/// at or above `offset`; every earlier one lies below. Taken by the worker between two transactions, for the next one,
+/// so that catching up always meets a meta record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
     pub commit_no: i64,

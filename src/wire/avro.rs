@@ -24,6 +24,8 @@ pub use guard::{SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, SCHEMA_NODES_MAX, check as c
 pub const SEQUENCE_MAX: usize = 100_000;
 /// Deepest nesting of a value.
 pub const DEPTH_MAX: usize = 32;
+/// Most writers' schemas a decoder keeps per topic; whoever writes a topic chooses how many there are.
+pub const MET_MAX: usize = 64;
 
 /// Released versions of every subject, oldest first; the last is what we write. A record stays readable for ever,
 /// so versions are only ever added.
@@ -58,6 +60,7 @@ pub struct Version {
 
 /// A subject of ours with everything parsed.
 pub struct Subject {
+    /// The topic it is the value of.
     pub topic: Topic,
     /// `<topic>-value`.
     pub name: String,
@@ -232,8 +235,8 @@ pub enum EncodeError {
     #[error("could not encode a {topic} record: {bytes} bytes, at most {max} are allowed")]
     TooLarge { topic: &'static str, bytes: usize, max: usize },
     /// The value has not the schema's shape: a bug of ours.
-    #[error("could not encode a {topic} record: it does not have the schema's shape")]
-    Shape { topic: &'static str },
+    #[error("could not encode a {topic} record: {cause}")]
+    Shape { topic: &'static str, cause: String },
 }
 
 impl EncodeError {
@@ -265,17 +268,17 @@ impl Encoder {
 
     /// Appends the framed value to `out`, which is left as it was on an error.
     pub fn encode<T: Serialize>(&mut self, topic: Topic, value: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        let shape = EncodeError::Shape { topic: topic.name() };
+        let shape = |cause: String| EncodeError::Shape { topic: topic.name(), cause };
         let start = out.len();
         let (Some(id), Some(config)) = (self.schemas.id(topic), &mut self.configs[topic as usize]) else {
-            return Err(shape);
+            return Err(shape("the topic carries no avro".into()));
         };
         framing::push_prefix(id, out);
         let mut state = SerializerState::from_writer(&mut *out, config);
         let written = value.serialize(state.serializer());
         let (bytes, max) = (out.len() - start, value_bytes_max(topic));
         let result = match written {
-            Err(_) => Err(shape),
+            Err(error) => Err(shape(error.to_string())),
             Ok(_) if bytes > max => Err(EncodeError::TooLarge { topic: topic.name(), bytes, max }),
             Ok(_) => return Ok(()),
         };
@@ -343,7 +346,7 @@ impl From<FramingError> for DecodeError {
 /// Reads values; keeps the writers' schemas it has met.
 pub struct Decoder {
     schemas: Arc<Schemas>,
-    /// By `Topic as usize`. Short: a topic has as many entries as schemas are in use on it.
+    /// By `Topic as usize`; at most `MET_MAX` each, usually one.
     met: [Vec<(SchemaName, Writer)>; TOPICS.len()],
 }
 
@@ -376,7 +379,11 @@ impl Decoder {
         let at = match met.iter().position(|(known, _)| *known == name) {
             Some(at) => at,
             None => {
-                met.push((name, self.schemas.writer(topic, name)?));
+                let writer = self.schemas.writer(topic, name)?;
+                if met.len() >= MET_MAX {
+                    met.clear();
+                }
+                met.push((name, writer));
                 met.len() - 1
             }
         };

@@ -1,0 +1,380 @@
+//! The encoded records of one transaction, in one arena that is kept between batches, and the engine's `Sink` that
+//! fills it. Nothing here is sent: the worker does that, in this order. Next: `fold.rs`.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use smallvec::SmallVec;
+
+use crate::domain::Timestamp;
+use crate::domain::alert::Alert;
+use crate::domain::chronology::ChronologyEntry;
+use crate::domain::envelope::Envelope;
+use crate::domain::score::{RiskLevel, RiskScore};
+use crate::engine::Sink;
+use crate::runtime::ports::Outgoing;
+use crate::topology::{OUTPUT_BYTES_MAX, Topic};
+use crate::wire::avro::{EncodeError, Encoder};
+
+/// An input record, as the cause of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordId {
+    pub input: usize,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    at: usize,
+    len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Name {
+    Fixed(&'static str),
+    Copied(Span),
+}
+
+#[derive(Clone, Debug)]
+enum Value {
+    Tombstone,
+    Copied(Span),
+    /// Shared with the resident state and the copy's writer.
+    Shared(Arc<[u8]>),
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    topic: Topic,
+    partition: i32,
+    key: Option<Span>,
+    value: Value,
+    headers: (usize, usize),
+    timestamp: Option<Timestamp>,
+    cause: Option<RecordId>,
+}
+
+/// A point to go back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    bytes: usize,
+    records: usize,
+    headers: usize,
+}
+
+/// The records of one transaction.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    bytes: Vec<u8>,
+    records: Vec<Record>,
+    headers: Vec<(Name, Span)>,
+}
+
+impl Outputs {
+    /// Forgets the records and keeps the memory.
+    pub fn clear(&mut self) {
+        self.truncate(Mark { bytes: 0, records: 0, headers: 0 });
+    }
+
+    /// Where the next record will begin.
+    pub fn mark(&self) -> Mark {
+        Mark { bytes: self.bytes.len(), records: self.records.len(), headers: self.headers.len() }
+    }
+
+    /// Forgets everything after a mark.
+    pub fn truncate(&mut self, mark: Mark) {
+        self.bytes.truncate(mark.bytes);
+        self.records.truncate(mark.records);
+        self.headers.truncate(mark.headers);
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Begins a record; it exists once `finish` is called.
+    pub fn record(&mut self, topic: Topic, partition: i32) -> Writer<'_> {
+        let start = self.mark();
+        let record = Record {
+            topic,
+            partition,
+            key: None,
+            value: Value::Tombstone,
+            headers: (start.headers, start.headers),
+            timestamp: None,
+            cause: None,
+        };
+        Writer { outputs: self, start, record, finished: false }
+    }
+
+    /// Hands every record to `each`, in the order of writing, with the input record that caused it.
+    pub fn try_each<E>(&self, mut each: impl FnMut(&Outgoing<'_>, Option<RecordId>) -> Result<(), E>) -> Result<(), E> {
+        let mut headers: SmallVec<[(&str, &[u8]); 16]> = SmallVec::new();
+        for record in &self.records {
+            headers.clear();
+            for (name, value) in &self.headers[record.headers.0..record.headers.1] {
+                let name = match name {
+                    Name::Fixed(name) => name,
+                    Name::Copied(span) => std::str::from_utf8(self.span(*span)).expect("copied from text"),
+                };
+                headers.push((name, self.span(*value)));
+            }
+            let outgoing = Outgoing {
+                topic: record.topic.name(),
+                partition: record.partition,
+                key: record.key.map(|k| self.span(k)),
+                value: match &record.value {
+                    Value::Tombstone => None,
+                    Value::Copied(span) => Some(self.span(*span)),
+                    Value::Shared(bytes) => Some(bytes),
+                },
+                headers: &headers,
+                timestamp: record.timestamp,
+            };
+            each(&outgoing, record.cause)?;
+        }
+        Ok(())
+    }
+
+    fn span(&self, span: Span) -> &[u8] {
+        &self.bytes[span.at..][..span.len]
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Span {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        Span { at, len: bytes.len() }
+    }
+}
+
+/// A record being written; without `finish` it leaves nothing behind.
+pub struct Writer<'a> {
+    outputs: &'a mut Outputs,
+    start: Mark,
+    record: Record,
+    finished: bool,
+}
+
+impl Writer<'_> {
+    /// Sets the key.
+    pub fn key(mut self, key: &[u8]) -> Self {
+        self.record.key = Some(self.outputs.copy(key));
+        self
+    }
+
+    /// Sets the key, if there is one.
+    pub fn maybe_key(self, key: Option<&[u8]>) -> Self {
+        match key {
+            Some(key) => self.key(key),
+            None => self,
+        }
+    }
+
+    /// Sets the value to these bytes.
+    pub fn value(mut self, value: &[u8]) -> Self {
+        self.record.value = Value::Copied(self.outputs.copy(value));
+        self
+    }
+
+    /// Sets the value to shared bytes; `None` is a tombstone.
+    pub fn shared(mut self, value: Option<Arc<[u8]>>) -> Self {
+        self.record.value = value.map_or(Value::Tombstone, Value::Shared);
+        self
+    }
+
+    /// Encodes the value in place.
+    pub fn encoded<T: Serialize>(mut self, encoder: &mut Encoder, value: &T) -> Result<Self, EncodeError> {
+        let at = self.outputs.bytes.len();
+        encoder.encode(self.record.topic, value, &mut self.outputs.bytes)?;
+        self.record.value = Value::Copied(Span { at, len: self.outputs.bytes.len() - at });
+        Ok(self)
+    }
+
+    /// Adds a header of ours.
+    pub fn header(self, name: &'static str, value: &[u8]) -> Self {
+        let value = self.outputs.copy(value);
+        self.outputs.headers.push((Name::Fixed(name), value));
+        self
+    }
+
+    /// Adds a header of a record that came in.
+    pub fn foreign_header(self, name: &str, value: &[u8]) -> Self {
+        let name = self.outputs.copy(name.as_bytes());
+        let value = self.outputs.copy(value);
+        self.outputs.headers.push((Name::Copied(name), value));
+        self
+    }
+
+    /// Stamps the record with another time than that of writing.
+    pub fn timestamp(mut self, timestamp: Timestamp) -> Self {
+        self.record.timestamp = Some(timestamp);
+        self
+    }
+
+    /// Names the input record behind it.
+    pub fn cause(mut self, cause: Option<RecordId>) -> Self {
+        self.record.cause = cause;
+        self
+    }
+
+    /// Adds the CloudEvents headers of an event.
+    pub fn event(self, envelope: &Envelope<'_>) -> Self {
+        let name = self.record.topic.spec().schema.unwrap_or("record");
+        self.header("ce_specversion", b"1.0")
+            .header("ce_id", envelope.event_id.as_bytes())
+            .header("ce_source", b"/casestream")
+            .header("ce_type", name.as_bytes())
+            .header("content-type", b"application/avro")
+    }
+
+    /// Makes the record exist, unless it is larger than the broker takes.
+    pub fn finish(mut self) -> Result<(), EncodeError> {
+        self.record.headers.1 = self.outputs.headers.len();
+        let shared = if let Value::Shared(bytes) = &self.record.value { bytes.len() } else { 0 };
+        let bytes = self.outputs.bytes.len() - self.start.bytes + shared;
+        if bytes > OUTPUT_BYTES_MAX {
+            return Err(EncodeError::TooLarge { topic: self.record.topic.name(), bytes, max: OUTPUT_BYTES_MAX });
+        }
+        self.outputs.records.push(self.record.clone());
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.outputs.truncate(self.start);
+        }
+    }
+}
+
+/// The engine's sink: encodes what the fold publishes onto one partition.
+pub struct Publisher<'a> {
+    pub outputs: &'a mut Outputs,
+    pub encoder: &'a mut Encoder,
+    pub partition: i32,
+    pub cause: Option<RecordId>,
+    /// W3C trace context of the input record, passed on.
+    pub traceparent: Option<&'a [u8]>,
+    /// A record was larger than the broker takes; what was published is to be taken back.
+    pub too_large: bool,
+}
+
+impl Publisher<'_> {
+    fn publish<T: Serialize>(&mut self, topic: Topic, key: &str, envelope: &Envelope<'_>, value: &T) {
+        let writer = self.outputs.record(topic, self.partition).key(key.as_bytes()).cause(self.cause).event(envelope);
+        let writer = match self.traceparent {
+            Some(trace) => writer.header("traceparent", trace),
+            None => writer,
+        };
+        let written = writer.encoded(self.encoder, value).and_then(Writer::finish);
+        self.note(written);
+    }
+
+    fn note(&mut self, written: Result<(), EncodeError>) {
+        match written {
+            Ok(()) => {}
+            Err(EncodeError::TooLarge { .. }) => self.too_large = true,
+            // A value of ours without its schema's shape is a bug of ours: handled like a panic of the fold.
+            Err(error @ EncodeError::Shape { .. }) => panic!("{error}"),
+        }
+    }
+}
+
+impl Sink for Publisher<'_> {
+    fn chronology(&mut self, entry: &ChronologyEntry<'_>) {
+        self.publish(Topic::ActivityChronology, &entry.envelope.user_key, &entry.envelope, entry);
+    }
+
+    fn alert(&mut self, alert: &Alert<'_>, shadow: bool) {
+        match shadow {
+            true => self.publish(Topic::ShadowAlerts, &alert.envelope.user_key, &alert.envelope, alert),
+            false => self.publish(Topic::Alerts, &alert.alert_id, &alert.envelope, alert),
+        }
+    }
+
+    fn score(&mut self, score: &RiskScore<'_>) {
+        self.publish(Topic::RiskScores, &score.envelope.user_key, &score.envelope, score);
+    }
+
+    fn level(&mut self, level: &RiskLevel<'_>) {
+        self.publish(Topic::RiskLevels, &level.envelope.user_key, &level.envelope, level);
+    }
+
+    fn gone(&mut self, user_key: &str) {
+        for topic in [Topic::RiskScores, Topic::RiskLevels] {
+            let writer = self.outputs.record(topic, self.partition).key(user_key.as_bytes()).cause(self.cause);
+            let written = writer.finish();
+            self.note(written);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::avro::Schemas;
+
+    #[test]
+    fn records_come_out_as_they_were_written() {
+        let mut outputs = Outputs::default();
+        let state: Arc<[u8]> = Arc::from(&b"state"[..]);
+        outputs.record(Topic::UserState, 3).key(b"u").shared(Some(state.clone())).finish().unwrap();
+        let mark = outputs.mark();
+        drop(outputs.record(Topic::Alerts, 3).key(b"never finished").header("a", b"b"));
+        assert_eq!(outputs.mark(), mark, "an unfinished record leaves nothing");
+        let cause = Some(RecordId { input: 3, partition: 3, offset: 9 });
+        outputs
+            .record(Topic::DeadLetters, 3)
+            .value(b"bytes")
+            .header("casestream-reason", b"too_late")
+            .foreign_header("traceparent", b"00-1")
+            .timestamp(Timestamp(5))
+            .cause(cause)
+            .finish()
+            .unwrap();
+        let mut seen = Vec::new();
+        outputs
+            .try_each(|r, cause| {
+                let headers: Vec<_> =
+                    r.headers.iter().map(|(n, v)| format!("{n}={}", String::from_utf8_lossy(v))).collect();
+                seen.push((r.topic, r.key.map(<[u8]>::to_vec), r.value.map(<[u8]>::to_vec), headers, cause));
+                Ok::<(), ()>(())
+            })
+            .unwrap();
+        assert_eq!(seen[0], ("user-state", Some(b"u".to_vec()), Some(b"state".to_vec()), vec![], None));
+        let headers = vec!["casestream-reason=too_late".to_owned(), "traceparent=00-1".to_owned()];
+        assert_eq!(seen[1], ("dead-letters", None, Some(b"bytes".to_vec()), headers, cause));
+    }
+
+    #[test]
+    fn a_record_over_the_limit_is_taken_back() {
+        let mut outputs = Outputs::default();
+        let big = vec![0; OUTPUT_BYTES_MAX];
+        assert!(outputs.record(Topic::DeadLetters, 0).value(&big).finish().is_ok());
+        let mark = outputs.mark();
+        let error = outputs.record(Topic::DeadLetters, 0).value(&big).header("one", b"more").finish().unwrap_err();
+        assert_eq!((error.code(), outputs.mark()), ("record.too_large", mark));
+    }
+
+    #[test]
+    fn a_user_who_left_gets_tombstones() {
+        let (mut outputs, mut encoder) = (Outputs::default(), Encoder::new(&Schemas::built_in()));
+        let (outputs, encoder) = (&mut outputs, &mut encoder);
+        let mut publisher =
+            Publisher { outputs, encoder, partition: 1, cause: None, traceparent: None, too_large: false };
+        publisher.gone("u1");
+        publisher.score(&RiskScore::default());
+        let mut topics = Vec::new();
+        publisher.outputs.try_each(|r, _| Ok::<_, ()>(topics.push((r.topic, r.value.is_some())))).unwrap();
+        assert_eq!(topics, [("risk-scores", false), ("risk-levels", false), ("risk-scores", true)]);
+    }
+}
