@@ -9,6 +9,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, Layers};
 
+pub mod bench;
 pub mod check;
 pub mod output;
 pub mod policy;
@@ -88,6 +89,8 @@ pub enum Command {
     /// Show policies
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Measure throughput, latency and state on the configured cluster
+    Bench(bench::Args),
 }
 
 impl Command {
@@ -95,6 +98,7 @@ impl Command {
         match self {
             Command::Check(args) => check::run(args, global),
             Command::Policy(command) => policy::run(command, global),
+            Command::Bench(args) => bench::run(args, global),
         }
     }
 }
