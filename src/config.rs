@@ -329,8 +329,11 @@ impl Config {
                 "use lower-case letters, digits and `-`, at most 40",
             );
         }
-        if self.kafka.bootstrap_servers.trim().is_empty() {
-            wrong("kafka.bootstrap_servers", "is empty".into(), "write host:port, several separated by commas");
+        if self.app.state_dir.is_empty() {
+            wrong("app.state_dir", "is empty".into(), "name a directory this user may write to");
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            wrong("log.filter", format!("is not a filter: {error}"), "write for example \"info,casestream=debug\"");
         }
         if self.http.bind.parse::<SocketAddr>().is_err() {
             wrong(
@@ -348,10 +351,39 @@ impl Config {
         }
         self.kafka_disagreements(&mut wrong);
         self.map_disagreements(&mut wrong);
+        self.address_disagreements(&mut wrong);
         if self.redis.enabled && self.redis.url.is_empty() && self.redis.url_file.is_empty() {
             wrong("redis.url", "is empty".into(), "set it or redis.url_file, or write redis.enabled = false");
         }
         found
+    }
+
+    /// Addresses may hold secrets, so what is wrong is said without them.
+    fn address_disagreements(&self, wrong: &mut impl FnMut(&str, String, &str)) {
+        let begins = |url: &Secret, schemes: &[&str]| schemes.iter().any(|s| url.expose().starts_with(s));
+        if !self.redis.url.is_empty() && !begins(&self.redis.url, &["redis://", "rediss://", "unix://"]) {
+            wrong(
+                "redis.url",
+                "is not an address".into(),
+                "write redis://host:port, rediss://… with TLS, or unix://path",
+            );
+        }
+        if !self.registry.url.is_empty() && !begins(&self.registry.url, &["http://", "https://"]) {
+            wrong("registry.url", "is not an address".into(), "write http://host:port or https://host:port");
+        }
+        if self.registry.username.is_empty() != self.registry.password_file.is_empty() {
+            wrong("registry.username", "name and password belong together".into(), "set both, or none");
+        }
+        let port = |server: &str| {
+            server
+                .trim()
+                .rsplit_once(':')
+                .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten())
+        };
+        for server in self.kafka.bootstrap_servers.split(',').filter(|server| port(server).is_none()) {
+            let message = format!("\"{server}\" is not host:port");
+            wrong("kafka.bootstrap_servers", message, "write host:port, several separated by commas");
+        }
     }
 
     fn kafka_disagreements(&self, wrong: &mut impl FnMut(&str, String, &str)) {
@@ -387,6 +419,13 @@ impl Config {
     }
 
     fn map_disagreements(&self, wrong: &mut impl FnMut(&str, String, &str)) {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        for domain in &self.map.company_domains {
+            if !domain.contains('.') || !domain.chars().all(plain) {
+                let message = format!("\"{domain}\" is not a domain in lower case");
+                wrong("map.company_domains", message, "write it like \"example.com\"; it covers its subdomains");
+            }
+        }
         for (n, source) in self.map.sources.iter().enumerate() {
             let earlier = &self.map.sources[..n];
             if earlier.iter().any(|s| s.name == source.name) {

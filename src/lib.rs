@@ -13,4 +13,5 @@ pub mod generate;
 pub mod policies;
 pub mod runtime;
 pub mod topology;
+pub mod verify;
 pub mod wire;

@@ -86,3 +86,21 @@ fn check_reports_broken_policies_and_broken_configuration_together() {
         assert!(text.contains(part), "{text}");
     }
 }
+
+#[cfg(feature = "vrl")]
+#[test]
+fn check_compiles_mappings_and_runs_their_examples() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let source = |mapping: &str| {
+        format!("map.sources=[{{ name = \"m365-dlp\", topic = \"raw.m365-dlp\", mapping = \"{mapping}\" }}]")
+    };
+    let shipped = source(&format!("{root}/config/mappings/m365-dlp.toml"));
+    let good = casestream(&["check", "--output", "json", "--set", &shipped]);
+    let document: serde_json::Value = serde_json::from_slice(&good.stdout).unwrap();
+    assert_eq!(good.status.code(), Some(0), "{document:#}");
+    assert_eq!(document["mappings"][0]["source"], "m365-dlp");
+    assert!(document["mappings"][0]["examples"].as_u64() > Some(0), "{document:#}");
+    let bad = casestream(&["check", "--set", &source("no-such-mapping.toml")]);
+    assert_eq!(bad.status.code(), Some(3));
+    assert!(String::from_utf8(bad.stdout).unwrap().contains("could not read mapping no-such-mapping.toml"));
+}

@@ -30,11 +30,10 @@ fn topics_page_equals_the_topology() {
             Cleanup::CompactAndDelete(days) => format!("compact, delete {days} d"),
         };
         let partitions = if t.per_partition { "per user" } else { "1" };
-        let value = t.schema.map_or("see below".to_owned(), |s| {
-            format!("[{s}](../schemas/{}.avsc)", t.name)
-        });
+        let value = t.schema.map_or("see below".to_owned(), |s| format!("[{s}](../schemas/{}.avsc)", t.name));
         let key = t.key.replace('|', "\\|");
-        writeln!(page, "| `{}` | {key} | {cleanup} | {partitions} | {value} | {} |", t.name, t.direction).expect("text");
+        writeln!(page, "| `{}` | {key} | {cleanup} | {partitions} | {value} | {} |", t.name, t.direction)
+            .expect("text");
     }
     page.push_str(
         "\n`dead-letters` hold the original bytes with the headers of [dead letters](dead-letters.md). `user-state` is internal: one\n\

@@ -167,3 +167,27 @@ fn every_broken_file_is_reported_exactly() {
     }
     assert!(wrong.is_empty(), "{}", wrong.iter().map(|(n, f)| format!("== {n}\n{f}")).collect::<String>());
 }
+
+/// Whatever is in a file, the answer is a set or problems whose text can be printed.
+#[test]
+fn no_content_breaks_the_reader() {
+    let valid = small();
+    for (name, content) in &valid.0 {
+        for at in (0..content.len()).filter(|at| content.is_char_boundary(*at)) {
+            for mutant in [
+                content[..at].to_owned(),
+                format!("{}\u{e9}{}", &content[..at], &content[at + 1..]),
+                format!("{}\"{}", &content[..at], &content[at..]),
+                format!("{}={}", &content[..at], &content[at + 1..]),
+                format!("{}-9{}", &content[..at], &content[at..]),
+            ] {
+                let mut files = valid.clone();
+                files.0.insert(name.clone(), mutant);
+                if let Err(problems) = compile(&files) {
+                    assert!(!problems.is_empty() && problems.iter().all(|p| !p.fix.is_empty()));
+                    assert!(!text(&problems).is_empty());
+                }
+            }
+        }
+    }
+}

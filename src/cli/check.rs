@@ -12,6 +12,8 @@ use crate::config::{self, Config, Layers};
 use crate::domain::{Day, Timestamp};
 use crate::policies::{self, Compiled, Files};
 
+mod mappings;
+
 /// No arguments of its own.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
@@ -25,6 +27,7 @@ pub struct Report {
     pub policies: Vec<PolicyLine>,
     /// Tests that the policy files carry.
     pub tests: usize,
+    pub mappings: Vec<MappingLine>,
     pub warnings: Vec<String>,
     pub problems: Vec<ProblemLine>,
 }
@@ -36,6 +39,17 @@ pub struct PolicyLine {
     pub version: String,
     pub status: &'static str,
     pub review_by: String,
+}
+
+/// The mapping of a configured source in the answer.
+#[derive(Debug, Serialize)]
+pub struct MappingLine {
+    pub source: String,
+    pub topic: String,
+    /// `id@hash`.
+    pub mapping: String,
+    /// Examples beside the mapping.
+    pub examples: usize,
 }
 
 /// A problem in the answer.
@@ -55,6 +69,12 @@ pub struct ProblemLine {
     text: String,
 }
 
+impl ProblemLine {
+    fn of_file(file: &str, message: &str, fix: &str) -> ProblemLine {
+        of_policies(&policies::Problem::of_file(file, message, fix))
+    }
+}
+
 /// Checks everything and prints everything.
 pub fn run(_: &Args, global: &Global) -> Result<Exit, Failure> {
     let mut report = Report::default();
@@ -71,6 +91,11 @@ pub fn run(_: &Args, global: &Global) -> Result<Exit, Failure> {
     match load(&dir) {
         Ok(compiled) => describe(&mut report, &compiled, today()),
         Err(problems) => report.problems.extend(problems.iter().map(of_policies)),
+    }
+    if let Ok(config) = &config {
+        let (lines, problems) = mappings::check(config);
+        report.mappings = lines;
+        report.problems.extend(problems);
     }
     report.ok = report.problems.is_empty();
     global.output.print(&report, text)?;
@@ -153,6 +178,11 @@ fn text(report: &Report) -> String {
             &["policy", "status", "version", "review by"],
             report.policies.iter().map(|p| vec![p.id.clone(), p.status.into(), p.version.clone(), p.review_by.clone()]),
         ));
+    }
+    if !report.mappings.is_empty() {
+        let rows = report.mappings.iter();
+        let rows = rows.map(|m| vec![m.source.clone(), m.topic.clone(), m.mapping.clone(), m.examples.to_string()]);
+        parts.push(table(&["source", "topic", "mapping", "examples"], rows));
     }
     parts.push(match report.problems.len() {
         0 => "ok".to_owned(),

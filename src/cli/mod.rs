@@ -4,15 +4,21 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, Layers};
+use crate::runtime::client::Connection;
+use crate::runtime::ports::{self, Clock, ErrorKind};
+use crate::runtime::registry::{self, Registry};
+use crate::wire::avro::Schemas;
 
 pub mod bench;
 pub mod check;
 pub mod output;
 pub mod policy;
+pub mod topics;
 
 pub use output::Output;
 
@@ -55,8 +61,25 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+impl From<ports::Error> for Failure {
+    fn from(error: ports::Error) -> Failure {
+        let exit = match error.kind {
+            ErrorKind::Fenced => Exit::Fenced,
+            ErrorKind::TooLarge => Exit::Failure,
+            _ => Exit::Dependency,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<crate::config::Problem> for Failure {
+    fn from(problem: crate::config::Problem) -> Failure {
+        Failure::new(Exit::Config, problem.to_string())
+    }
+}
+
 /// Turns policy risk signals from Kafka into risk scores, alerts and a chronology per user, exactly once.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "casestream", version, arg_required_else_help = true, disable_help_subcommand = true)]
 #[command(after_help = "More commands: casestream --help all\n\
     Exit codes: 0 ok, 1 failure, 2 usage, 3 configuration, 4 dependency, 5 fenced")]
@@ -67,8 +90,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Options of every command.
-#[derive(Debug, clap::Args)]
+/// Options of every command. Not printable: `--set` may hold secrets.
+#[derive(clap::Args)]
 pub struct Global {
     /// Configuration file [default: casestream.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE", env = "CASESTREAM_CONFIG", hide_env = true)]
@@ -84,8 +107,11 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Check configuration and policies, and print everything that is wrong
+    /// Check configuration, policies and mappings, and print everything that is wrong
     Check(check::Args),
+    /// Plan or create the topics, and install the first policy set
+    #[command(subcommand)]
+    Topics(topics::Command),
     /// Show policies
     #[command(subcommand)]
     Policy(policy::Command),
@@ -97,6 +123,7 @@ impl Command {
     fn run(&self, global: &Global) -> Result<Exit, Failure> {
         match self {
             Command::Check(args) => check::run(args, global),
+            Command::Topics(command) => topics::run(command, global),
             Command::Policy(command) => policy::run(command, global),
             Command::Bench(args) => bench::run(args, global),
         }
@@ -115,6 +142,28 @@ impl Global {
         };
         Err(Failure::new(Exit::Config, lines(&problems)))
     }
+}
+
+/// How to reach the configured cluster.
+pub fn connection(config: &Config) -> Result<Connection, Failure> {
+    let mut settings = config.kafka.client_settings()?;
+    let bootstrap = settings.remove("bootstrap.servers").unwrap_or_default();
+    Ok(Connection { bootstrap, properties: settings.into_iter().collect() })
+}
+
+/// Schemas and ids: the configured registry's, or the built-in ones.
+pub fn schemas(config: &Config, clock: Arc<dyn Clock + Send + Sync>) -> Result<Arc<Schemas>, Failure> {
+    if config.registry.url.is_empty() {
+        return Ok(Schemas::built_in());
+    }
+    let optional = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let settings = registry::Settings {
+        url: config.registry.url.expose().to_owned(),
+        username: optional(&config.registry.username),
+        password_file: optional(&config.registry.password_file).map(Into::into),
+    };
+    let lookup = Registry::new(&settings, clock).map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
+    Schemas::with_registry(lookup).map_err(|e| Failure::new(Exit::Dependency, e.to_string()))
 }
 
 /// One text of several problems.

@@ -15,6 +15,9 @@ pub const FILE_DEFAULT: &str = "casestream.toml";
 /// Start of every environment variable that configures.
 pub const ENV_PREFIX: &str = "CASESTREAM_";
 
+/// Start of keys that are librdkafka's.
+const CLIENT: &str = "kafka.client.";
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -53,8 +56,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What is laid over the defaults, lowest first.
-#[derive(Clone, Debug, Default)]
+/// What is laid over the defaults, lowest first. Not printable: it may hold secrets.
+#[derive(Clone, Default)]
 pub struct Layers {
     /// Path and content.
     pub file: Option<(String, String)>,
@@ -143,7 +146,7 @@ impl Merge {
     }
 
     fn file(&mut self, path: &str, text: &str) {
-        let line_of = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+        let line_of = |at: usize| text.bytes().take(at).filter(|b| *b == b'\n').count() + 1;
         let (spanned, errors) = DeTable::parse_recoverable(text);
         let mut by_line: Vec<_> = errors.iter().collect();
         by_line.sort_by_key(|e| e.span().map_or(0, |s| s.start));
@@ -194,7 +197,11 @@ impl Merge {
         for (name, text) in environment {
             // Without `__` it names no key. Kubernetes sets such names itself for a service called casestream.
             let Some(path) = name.strip_prefix(ENV_PREFIX).filter(|p| p.contains("__")) else { continue };
-            let key = path.to_lowercase().replace("__", ".");
+            let mut key = path.to_lowercase().replace("__", ".");
+            if key.starts_with(CLIENT) {
+                // Names of variables have no dots, librdkafka's settings have.
+                key = key.replace('_', ".");
+            }
             self.text(&key, text, Origin::Environment(name.clone()));
         }
     }
@@ -229,7 +236,7 @@ impl Merge {
     /// The default of a key, which also says what kind of value it holds.
     fn expected(&self, key: &str) -> Option<&Value> {
         // Names of client settings contain dots themselves.
-        if key.starts_with("kafka.client.") {
+        if key.starts_with(CLIENT) {
             return None;
         }
         let mut parts = key.split('.');
@@ -238,7 +245,7 @@ impl Merge {
     }
 
     fn put(&mut self, key: &str, value: Value, origin: Origin) {
-        if let Some(name) = key.strip_prefix("kafka.client.") {
+        if let Some(name) = key.strip_prefix(CLIENT) {
             return self.client_setting(key, name, value, origin);
         }
         let Some(expected) = self.expected(key).cloned() else {

@@ -72,7 +72,12 @@ pub struct Journal {
     pub stream_time: Timestamp,
     /// Stream time followed the clock in this batch: inputs had been drained for 30 s.
     pub follows_clock: bool,
+    /// The batch's only record could not be folded or written and was dead-lettered with this code.
+    pub condemned: Option<String>,
     pub policy_set: String,
+    /// Settings of the fold in force: days a signal may be late, and how long a level may be relied on.
+    pub lateness_days: i64,
+    pub level_valid_ms: i64,
     /// +1 per assignment.
     pub epoch: i64,
     pub transactional_id: String,
@@ -92,4 +97,6 @@ pub struct InputRange {
     pub topic: String,
     pub from: i64,
     pub to: i64,
+    /// Records among them; offsets are also taken by markers and by what compaction removed.
+    pub records: i64,
 }

@@ -127,7 +127,7 @@ fn factors(section: &Section<'_, '_>) -> Factors {
     let factors = Factors {
         labels: section.table("labels").map(|s| labels(&s)).unwrap_or_default(),
         info_type_step: section.milli("info_type_step", 0..=1_000, None),
-        info_types_max: section.whole("info_types_max", 0..=20, None),
+        info_types_max: section.milli("info_types_max", 1_000..=4_000, None),
         unallowed_destination: section.milli("unallowed_destination", 1_000..=4_000, None),
         blocked: section.milli("blocked", 0..=1_000, None),
         overridden: section.milli("overridden", 1_000..=4_000, None),

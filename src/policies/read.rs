@@ -82,16 +82,24 @@ impl<'a> Sheet<'a> {
 
     /// The whole file as a section.
     pub fn root<'s>(&'s self, table: &'s Spanned<DeTable<'a>>) -> Section<'s, 'a> {
-        Section { sheet: self, path: String::new(), table: table.get_ref(), span: 0..0, asked: RefCell::default() }
+        Section {
+            sheet: self,
+            path: String::new(),
+            table: table.get_ref(),
+            span: 0..0,
+            asked: RefCell::default(),
+            refused: RefCell::default(),
+        }
     }
 
     /// Notes a problem at these bytes.
     pub fn report(&self, at: Range<usize>, message: impl Into<String>, fix: impl Into<String>) {
-        let start = at.start.min(self.text.len());
+        // Spans of syntax errors may lie inside a character.
+        let start = self.text.floor_char_boundary(at.start);
         let line_start = self.text[..start].rfind('\n').map_or(0, |n| n + 1);
         let excerpt = self.text[line_start..].lines().next().unwrap_or("").to_owned();
         let column = self.text[line_start..start].chars().count() + 1;
-        let end = at.end.min(line_start + excerpt.len()).max(start);
+        let end = self.text.floor_char_boundary(at.end).min(line_start + excerpt.len()).max(start);
         self.problems.borrow_mut().push(Problem {
             file: self.name.to_owned(),
             line: self.text[..start].matches('\n').count() + 1,
@@ -123,6 +131,8 @@ pub struct Section<'s, 'a> {
     table: &'s DeTable<'a>,
     span: Range<usize>,
     asked: RefCell<BTreeSet<String>>,
+    /// Keys reported already as not implemented.
+    refused: RefCell<BTreeSet<String>>,
 }
 
 /// A text and where it stands.
@@ -157,7 +167,7 @@ impl<'s, 'a> Section<'s, 'a> {
 
     /// The line on which the section stands, from 1.
     pub fn line(&self) -> usize {
-        self.sheet.text[..self.span.start.min(self.sheet.text.len())].matches('\n').count() + 1
+        self.sheet.text.bytes().take(self.span.start).filter(|b| *b == b'\n').count() + 1
     }
 
     /// Whether the key is written.
@@ -349,7 +359,7 @@ impl<'s, 'a> Section<'s, 'a> {
         };
         let path = format!("{}{key}.", self.path);
         let span = self.table.get_key_value(key).map_or(value.span(), |(k, _)| k.span());
-        Some(Section { sheet: self.sheet, path, table, span, asked: RefCell::default() })
+        Some(Section { sheet: self.sheet, path, table, span, asked: RefCell::default(), refused: RefCell::default() })
     }
 
     /// A list of tables; absent means empty.
@@ -368,6 +378,7 @@ impl<'s, 'a> Section<'s, 'a> {
                     table,
                     span: item.span(),
                     asked: RefCell::default(),
+                    refused: RefCell::default(),
                 }),
                 None => self.wrong_type(key, item, "a list of tables", "[{ … }]"),
             }
@@ -382,8 +393,8 @@ impl<'s, 'a> Section<'s, 'a> {
 
     /// Refuses a key that the format describes and this release does not do yet.
     pub fn not_yet(&self, key: &str, instead: &str) {
-        self.asked.borrow_mut().insert(key.to_owned());
         if let Some((name, _)) = self.table.get_key_value(key) {
+            self.refused.borrow_mut().insert(key.to_owned());
             self.sheet.report(name.span(), format!("`{}{key}` is not implemented in this release", self.path), instead);
         }
     }
@@ -393,7 +404,7 @@ impl<'s, 'a> Section<'s, 'a> {
         let asked = self.asked.borrow();
         for name in self.table.keys() {
             let text = name.get_ref().as_ref();
-            if asked.contains(text) {
+            if asked.contains(text) || self.refused.borrow().contains(text) {
                 continue;
             }
             let fix = match nearest(text, asked.iter().map(String::as_str)) {

@@ -119,6 +119,14 @@ impl Admin {
         Ok(metadata.topics().iter().map(|t| (t.name().to_owned(), t.partitions().len() as i32)).collect())
     }
 
+    /// What is set on a topic itself, defaults left out.
+    pub fn settings(&self, topic: &str) -> Result<Vec<(String, String)>, Error> {
+        let configs = self.configs(&[topic])?;
+        let entries = configs.into_values().flat_map(|config| config.entries);
+        let own = entries.filter(|entry| entry.source == ConfigSource::DynamicTopic);
+        Ok(own.filter_map(|entry| Some((entry.name, entry.value?))).collect())
+    }
+
     fn configs(&self, topics: &[&str]) -> Result<BTreeMap<String, ConfigResource>, Error> {
         if topics.is_empty() {
             return Ok(BTreeMap::new());
@@ -170,12 +178,9 @@ impl Admin {
             return Ok(());
         }
         let topics: Vec<&str> = wanted.keys().copied().collect();
-        for (topic, resource) in self.configs(&topics)? {
-            let settings = wanted.get_mut(topic.as_str()).expect("the answer names what was asked for");
-            for entry in resource.entries.into_iter().filter(|entry| entry.source == ConfigSource::DynamicTopic) {
-                if let Some(value) = entry.value {
-                    settings.entry(entry.name).or_insert(value);
-                }
+        for (topic, settings) in &mut wanted {
+            for (key, value) in self.settings(topic)? {
+                settings.entry(key).or_insert(value);
             }
         }
         let changes: Vec<AlterConfig<'_>> =

@@ -16,6 +16,8 @@ use super::ports::{Error, ErrorKind, InputOffset, Log, RecordRef, TopicName};
 /// How long a read may go without a record or a move of the last stable offset: the broker ends a dead transaction
 /// after 10 s and looks for dead ones every 10 s.
 const STALL_MAX: Duration = Duration::from_secs(30);
+/// How long stable committed offsets are waited for in one call; long beside a commit, which ends within milliseconds.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks at a last stable offset that is still too low.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -72,11 +74,22 @@ impl KafkaLog {
 impl Log for KafkaLog {
     fn committed(&mut self, inputs: &[(TopicName, i32)]) -> Result<Vec<Option<InputOffset>>, Error> {
         let what = || format!("could not read the committed offsets of group {}", self.group);
-        let mut list = TopicPartitionList::with_capacity(inputs.len());
-        for (topic, partition) in inputs {
-            list.add_partition(topic, *partition);
+        let list = || {
+            let mut list = TopicPartitionList::with_capacity(inputs.len());
+            for (topic, partition) in inputs {
+                list.add_partition(topic, *partition);
+            }
+            list
+        };
+        let answer = self.stable.committed_offsets(list(), COMMITTED_TIMEOUT);
+        let timed_out =
+            matches!(&answer, Err(e) if e.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut));
+        // librdkafka asks for stable offsets again and again until its time is over, and then does not say why. If the
+        // group answers one who does not ask for stable ones, a transaction is the reason.
+        if timed_out && self.raw.committed_offsets(list(), COMMITTED_TIMEOUT).is_ok() {
+            return Err(Error::new(ErrorKind::Unstable, what(), "a transaction on them is pending"));
         }
-        let list = self.stable.committed_offsets(list, REQUEST_TIMEOUT).map_err(|e| client::error(what(), &e))?;
+        let list = answer.map_err(|e| client::error(what(), &e))?;
         let mut offsets = Vec::with_capacity(inputs.len());
         for (topic, partition) in inputs {
             let element = list.find_partition(topic, *partition).expect("the answer has what was asked for");

@@ -160,7 +160,10 @@ impl Partition {
 
     /// The state before the first commit: these positions, nothing else.
     pub fn fresh(identity: Identity, positions: [i64; INPUTS]) -> Partition {
-        let range = |n: usize| InputRange { topic: input_name(n).to_owned(), from: positions[n], to: positions[n] };
+        let range = |n: usize| {
+            let topic = input_name(n).to_owned();
+            InputRange { topic, from: positions[n], to: positions[n], records: 0 }
+        };
         let meta = Journal {
             inputs: (0..INPUTS).map(range).collect(),
             partitions: identity.partitions.into(),
@@ -171,6 +174,13 @@ impl Partition {
             ..Journal::default()
         };
         Partition::new(identity, meta, None)
+    }
+
+    /// The partition under another owner or other settings; for replays, which pass through several.
+    pub fn owned_by(&mut self, identity: Identity) {
+        let (now, then) = (&identity, &self.identity);
+        assert!((now.number, now.partitions) == (then.number, then.partitions), "another partition is not this one");
+        self.identity = identity;
     }
 
     /// Adds a user as restored.

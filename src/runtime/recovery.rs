@@ -345,7 +345,8 @@ mod tests {
     const DAY: i64 = 86_400_000;
 
     fn meta(positions: [i64; INPUTS]) -> Journal {
-        let inputs = (0..INPUTS).map(|n| InputRange { topic: input_name(n).into(), from: 0, to: positions[n] });
+        let inputs =
+            (0..INPUTS).map(|n| InputRange { topic: input_name(n).into(), from: 0, to: positions[n], records: 0 });
         Journal {
             commit_no: 9,
             inputs: inputs.collect(),

@@ -662,8 +662,12 @@ impl<'f, 't> Fold<'f, 't> {
     fn meta(&self, commit_no: i64, users: i64) -> Journal {
         let old = self.partition.meta();
         let from = self.partition.positions();
-        let inputs =
-            (0..INPUTS).map(|n| InputRange { topic: input_name(n).to_owned(), from: from[n], to: self.next[n] });
+        let inputs = (0..INPUTS).map(|n| InputRange {
+            topic: input_name(n).to_owned(),
+            from: from[n],
+            to: self.next[n],
+            records: self.tally.inputs[n].records,
+        });
         let mut ledger = old.ledger.clone();
         self.tally.add_to(&mut ledger);
         let identity = self.partition.identity();
@@ -673,6 +677,9 @@ impl<'f, 't> Fold<'f, 't> {
             now: self.frame.now,
             stream_time: self.stream_time,
             follows_clock: self.frame.follows_clock,
+            condemned: self.frame.condemned.map(str::to_owned),
+            lateness_days: identity.lateness_days,
+            level_valid_ms: identity.level_valid_ms,
             policy_set: self.policies.as_deref().map_or(String::new(), |p| p.hash.clone()),
             epoch: self.frame.epoch.unwrap_or(old.epoch),
             transactional_id: identity.transactional_id.to_string(),

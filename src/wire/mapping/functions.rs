@@ -24,7 +24,8 @@ const DOMAIN_OF: &str = "The lower-case domain of an address, a URL or a domain;
 const DIRECTION: &str = "internal, external or unknown: whether an address or domain is the company's own.";
 
 /// Values are tried in this order; the first present wins.
-const VALUE_KEYS: [&str; 7] = ["value", "Value", "intValue", "boolValue", "multiValue", "multiIntValue", "multiBoolValue"];
+const VALUE_KEYS: [&str; 7] =
+    ["value", "Value", "intValue", "boolValue", "multiValue", "multiIntValue", "multiBoolValue"];
 
 type Apply = fn(Value, &[Value]) -> Value;
 

@@ -14,22 +14,44 @@ use super::text::clean;
 use crate::domain::directory::Directory;
 
 /// Kinds of alias a subject may be named by.
-pub const KINDS: [&str; 8] =
-    ["upn", "email", "sid", "domain_user", "login", "profile_id", "badge", "display_name"];
+pub const KINDS: [&str; 8] = ["upn", "email", "sid", "domain_user", "login", "profile_id", "badge", "display_name"];
 
 /// Most aliases of one person that are indexed.
 pub const ALIASES_MAX: usize = 64;
 
 /// Names that mean nobody. Compared after lower-casing.
 const NOBODY: [&str; 27] = [
-    "", "-", "--", "?", "*", "n/a", "na", "none", "null", "nil", "undefined", "unknown", "unknown user", "unknown_user",
-    "name_not_available", "not available", "not_available", "anonymous", "redacted", "[redacted]", "<redacted>",
-    "(empty)", "<empty>", "system", "localsystem", "local service", "network service",
+    "",
+    "-",
+    "--",
+    "?",
+    "*",
+    "n/a",
+    "na",
+    "none",
+    "null",
+    "nil",
+    "undefined",
+    "unknown",
+    "unknown user",
+    "unknown_user",
+    "name_not_available",
+    "not available",
+    "not_available",
+    "anonymous",
+    "redacted",
+    "[redacted]",
+    "<redacted>",
+    "(empty)",
+    "<empty>",
+    "system",
+    "localsystem",
+    "local service",
+    "network service",
 ];
 
 /// Security identifiers and accounts of the machine itself.
-const MACHINE: [&str; 5] =
-    ["s-1-5-18", "s-1-5-19", "s-1-5-20", "nt authority", "window manager"];
+const MACHINE: [&str; 5] = ["s-1-5-18", "s-1-5-19", "s-1-5-20", "nt authority", "window manager"];
 
 /// The one form of a name under which a person is looked up and hashed; `None` if the name means nobody: a
 /// placeholder, the system, a machine account.
@@ -62,7 +84,9 @@ fn unwrap(text: &str) -> &str {
 pub fn is_address(canonical: &str) -> bool {
     let Some((local, domain)) = canonical.rsplit_once('@') else { return false };
     let domain_valid = domain.split('.').count() >= 2
-        && domain.split('.').all(|l| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b > 127));
+        && domain
+            .split('.')
+            .all(|l| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b > 127));
     !local.is_empty() && !local.contains(char::is_whitespace) && domain_valid
 }
 

@@ -29,9 +29,9 @@ mod when;
 
 pub use code::Code;
 #[cfg(feature = "vrl")]
-pub use examples::{Example, check_examples, parse_examples};
+pub use examples::{Example, check_examples, describe, parse_examples};
 #[cfg(feature = "vrl")]
-pub use profile::DENIED;
+pub use profile::{DENIED, UNBOUNDED};
 #[cfg(feature = "vrl")]
 pub use program::{Error, Mapping};
 

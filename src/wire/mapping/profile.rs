@@ -33,8 +33,7 @@ pub const DENIED: [&str; 20] = [
 ];
 
 /// Functions whose output can be a thousand times their input: a 1 MiB record must not become gigabytes.
-pub const UNBOUNDED: [&str; 6] =
-    ["decode_gzip", "decode_lz4", "decode_snappy", "decode_zlib", "decode_zstd", "range"];
+pub const UNBOUNDED: [&str; 6] = ["decode_gzip", "decode_lz4", "decode_snappy", "decode_zlib", "decode_zstd", "range"];
 
 /// Every function a program may call.
 pub fn functions() -> Vec<Box<dyn Function>> {

@@ -220,8 +220,7 @@ fn padded_program(text: &str, program: &toml::Spanned<String>) -> String {
 fn compile(file: &str, padded: &str) -> Result<Program, Error> {
     let mut config = CompileConfig::default();
     config.set_read_only_path(OwnedTargetPath::metadata_root(), true);
-    let compiled =
-        vrl::compiler::compile_with_external(padded, &profile::functions(), &ExternalEnv::default(), config);
+    let compiled = vrl::compiler::compile_with_external(padded, &profile::functions(), &ExternalEnv::default(), config);
     let diagnostics = match compiled {
         Ok(result) if result.warnings.is_empty() => return Ok(result.program),
         Ok(result) => result.warnings,

@@ -20,8 +20,7 @@ const ATTRIBUTES_MAX: usize = 32;
 /// Longest indicator id.
 const INDICATOR_BYTES_MAX: usize = 64;
 
-const OUTCOMES: [&str; 7] =
-    ["allowed", "audited", "warned", "overridden", "blocked", "failed_to_block", "unknown"];
+const OUTCOMES: [&str; 7] = ["allowed", "audited", "warned", "overridden", "blocked", "failed_to_block", "unknown"];
 const DESTINATION_KINDS: [&str; 7] = ["domain", "email", "device", "printer", "share", "app", "public_link"];
 const DIRECTIONS: [&str; 3] = ["external", "internal", "unknown"];
 
@@ -118,11 +117,7 @@ fn draft(item: Value, index: usize, by: &By<'_>, at: &RawMeta<'_>) -> Result<Dra
         ip: fields.text("ip", 64)?,
         justification: fields.text("justification", NAME_BYTES_MAX)?,
         off_hours: fields.boolean("off_hours")?,
-        raw: Some(RawPosition {
-            topic: at.topic.to_owned().into(),
-            partition: at.partition.into(),
-            offset: at.offset,
-        }),
+        raw: Some(RawPosition { topic: at.topic.to_owned().into(), partition: at.partition.into(), offset: at.offset }),
         source_url: fields.text("source_url", PATH_BYTES_MAX)?,
         mapping: by.mapping.to_owned().into(),
         origin: by.origin.to_owned().into(),
@@ -302,7 +297,8 @@ impl Fields {
         let mut labels = Vec::new();
         for item in self.list("labels")?.into_iter().filter(|v| !v.is_null()) {
             let label = clean(item.to_str().ok_or_else(|| bad_field("labels"))?, NAME_BYTES_MAX).to_lowercase();
-            if !label.is_empty() && labels.len() < LABELS_MAX && !labels.iter().any(|l: &Text<'_>| *l == label.as_str()) {
+            if !label.is_empty() && labels.len() < LABELS_MAX && !labels.iter().any(|l: &Text<'_>| *l == label.as_str())
+            {
                 labels.push(Text::from(label));
             }
         }
