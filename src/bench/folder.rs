@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::observed::Written;
-use super::{Error, switch};
+use super::{Error, cpu, switch};
 use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::domain::policy::PolicySet;
@@ -55,6 +55,8 @@ pub struct Spent {
     pub fold: Duration,
     /// Making the overlay the state.
     pub merge: Duration,
+    /// Processor time of fold and merge; equal to the wall clock's on an idle machine.
+    pub cpu: Duration,
 }
 
 impl Spent {
@@ -63,6 +65,7 @@ impl Spent {
         self.gather += other.gather;
         self.fold += other.fold;
         self.merge += other.merge;
+        self.cpu += other.cpu;
     }
 }
 
@@ -185,6 +188,7 @@ impl Folder {
     }
 
     fn fold_gathered(&mut self, now: Timestamp) -> Result<Spent, Error> {
+        let used = cpu::thread_time();
         let (began, mut overlays) = (Instant::now(), Vec::with_capacity(self.partitions.len()));
         self.outputs.clear();
         let frame = Frame { now, ..Frame::default() };
@@ -200,7 +204,9 @@ impl Folder {
         for (number, overlay) in overlays {
             drop(self.partitions[number as usize].merge(overlay));
         }
-        Ok(Spent { gather: Duration::ZERO, fold: folded - began, merge: folded.elapsed() })
+        let (fold, merge) = (folded - began, folded.elapsed());
+        let cpu = used.and_then(|used| Some(cpu::thread_time()? - used)).unwrap_or(fold + merge);
+        Ok(Spent { gather: Duration::ZERO, fold, merge, cpu })
     }
 
     /// Adds what the last batch would have written, by topic.

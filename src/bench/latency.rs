@@ -113,7 +113,7 @@ impl Flight {
 
 /// Bare loop and engine in turn.
 pub fn run(cluster: &Cluster, options: &Options) -> Result<Latency, Error> {
-    cluster.publish_policies(options.partitions)?;
+    cluster.install_policies(options.partitions)?;
     let (mut bare_runs, mut engine_runs) = (Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         bare_runs.push(bare(cluster, options, round)?);

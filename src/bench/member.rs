@@ -45,6 +45,8 @@ impl Member {
                 member.group.start(&assigned.into_iter().map(start).collect::<Vec<_>>())?;
                 return Ok(member);
             }
+            // Taken up with nothing: the client joins no further rebalance while an assignment is unanswered.
+            member.group.start(&[])?;
         }
         Err(Error::failed(format!("group {group}"), format!("no {share} partitions were assigned within a minute")))
     }

@@ -4,16 +4,18 @@
 //! Next: `cpu.rs`.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::domain::command::{Actor, Command, SwitchPolicies};
 use crate::domain::partitioner::partition_of;
 use crate::generate::bench_signals;
-use crate::policies::{self, Files};
+use crate::policies::Files;
 use crate::runtime::admin::{Admin, Finding, Plan, Step};
 use crate::runtime::client::Connection;
+use crate::runtime::clock::SystemClock;
+use crate::runtime::first_policies::Installer;
 use crate::runtime::log::KafkaLog;
 use crate::runtime::ports::{self, Log, Outgoing, TopicName};
 use crate::runtime::transaction::KafkaProducer;
@@ -38,6 +40,8 @@ pub const BARE_INPUT: TopicName = "bench-input";
 pub const BARE_OUTPUT: TopicName = "bench-output";
 /// How long one flush of prepared records may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a new topic may stay unknown to the brokers.
+const NEW_TOPIC_MAX: Duration = Duration::from_secs(30);
 /// How long the topics of the bench keep their records.
 const RETENTION_MS: &str = "86400000";
 
@@ -135,23 +139,18 @@ impl Cluster {
         Ok(KafkaLog::new(&self.connection, group)?)
     }
 
-    /// Publishes the built-in policy set and its switch on every partition. Returns the set's hash.
-    pub fn publish_policies(&self, partitions: i32) -> Result<String, Error> {
-        let (files, schemas) = (Files::built_in(), Schemas::built_in());
-        let (mut encoder, mut producer) = (Encoder::new(&schemas), KafkaProducer::new(&self.connection)?);
-        let record = files.to_record();
-        let hash = policies::hash(&files);
-        let mut value = Vec::new();
-        encoder.encode(Topic::PolicySets, &record, &mut value)?;
-        producer.send(&outgoing(Topic::PolicySets.name(), 0, hash.as_bytes(), &value))?;
-        producer.flush(FLUSH_TIMEOUT)?;
-        for partition in 0..partitions {
-            value.clear();
-            encoder.encode(Topic::CaseCommands, &switch(&hash, partition), &mut value)?;
-            producer.send(&outgoing(Topic::CaseCommands.name(), partition, b"", &value))?;
-        }
-        producer.flush(FLUSH_TIMEOUT)?;
-        Ok(hash)
+    /// Puts every partition under the built-in policy set, unless it has one.
+    pub fn install_policies(&self, partitions: i32) -> Result<(), Error> {
+        let (mut log, mut producer) = (self.log(&self.group())?, KafkaProducer::new(&self.connection)?);
+        let (clock, schemas) = (SystemClock::new(), Schemas::built_in());
+        let mut installer = Installer::new(&mut log, &mut producer, &clock, &schemas, partitions);
+        installer.install(&Files::built_in().to_record())?;
+        Ok(())
+    }
+
+    /// The engine's consumer group.
+    pub fn group(&self) -> String {
+        format!("{}-engine", self.config.app.id)
     }
 
     /// Appends signals to a topic, each on its user's partition. Returns the bytes of their values.
@@ -187,7 +186,19 @@ pub fn switch(hash: &str, partition: i32) -> Command<'_> {
 
 /// End of every partition of a topic.
 pub fn ends(log: &mut KafkaLog, topic: TopicName, partitions: i32) -> Result<BTreeMap<i32, i64>, Error> {
-    (0..partitions).map(|p| Ok((p, log.watermarks(topic, p)?.1))).collect()
+    (0..partitions).map(|p| Ok((p, end(log, topic, p)?))).collect()
+}
+
+/// The end of one partition; a topic just created is not known at once.
+fn end(log: &mut KafkaLog, topic: TopicName, partition: i32) -> Result<i64, Error> {
+    let deadline = Instant::now() + NEW_TOPIC_MAX;
+    loop {
+        match log.watermarks(topic, partition) {
+            Ok((_, end)) => return Ok(end),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
 }
 
 fn outgoing<'a>(topic: TopicName, partition: i32, key: &'a [u8], value: &'a [u8]) -> Outgoing<'a> {

@@ -119,8 +119,10 @@ impl<T: Txn> Observed<T> {
         }
         let mut records = 0;
         for (partition, next) in &self.offsets {
-            let before = seen.positions.insert(*partition, *next).unwrap_or(0);
-            records += next - before;
+            let before = seen.positions.entry(*partition).or_insert(0);
+            // What an earlier run left unread lies below the start and does not count.
+            records += (next - *before).max(0);
+            *before = (*before).max(*next);
         }
         if records > 0 {
             if seen.first.is_none() {

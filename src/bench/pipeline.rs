@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::ceiling::{self, Ceiling, Progress};
 use super::cpu::{self, Cost};
-use super::folder::{BuiltIn, Users};
+use super::folder::Users;
 use super::observed::{Observed, Observer};
 use super::report::TopicLine;
 use super::settled::Settled;
@@ -18,6 +18,7 @@ use super::{Cluster, Error, Options, ends};
 use crate::domain::time::HOUR_MS;
 use crate::runtime::checkpoint::{Copies, Handle, Writer};
 use crate::runtime::clock::SystemClock;
+use crate::runtime::policy_source::LogPolicies;
 use crate::runtime::redis_store::RedisStore;
 use crate::runtime::source::{KafkaGroup, Membership};
 use crate::runtime::transaction::KafkaTxn;
@@ -69,7 +70,7 @@ pub struct Pipeline {
 
 /// Rounds of bare loops and engine in turn.
 pub fn run(cluster: &Cluster, options: &Options) -> Result<(Ceiling, Pipeline), Error> {
-    cluster.publish_policies(options.partitions)?;
+    cluster.install_policies(options.partitions)?;
     let one = Options { rounds: 1, ..options.clone() };
     let (mut bare, mut runs) = (Vec::new(), Vec::new());
     let mut signal_bytes = 0.0;
@@ -176,10 +177,7 @@ pub fn with_engine(
             .map(|number| {
                 let handle = handle.clone();
                 named(scope, format!("worker-{number}"), move || {
-                    let copies = RedisStore::new(url).map(|store| Copies::new(handle, store));
-                    let result = copies
-                        .map_err(Error::from)
-                        .and_then(|copies| work(cluster, options, observer, number, copies, running));
+                    let result = work(cluster, options, observer, number, handle, running);
                     running.failed.fetch_or(result.is_err(), Ordering::AcqRel);
                     result
                 })
@@ -220,23 +218,27 @@ fn work(
     options: &Options,
     observer: &Observer,
     number: usize,
-    copies: Copies<RedisStore>,
+    handle: Handle,
     running: &Running<'_>,
 ) -> Result<Users, Error> {
-    let (app, connection) = (&cluster.config.app, &cluster.connection);
-    let (group, id) = (format!("{}-engine", app.id), format!("{}-engine-{}-{number}", app.id, app.ordinal));
+    let (connection, group) = (&cluster.connection, cluster.group());
+    let id = format!("{group}-{}-{number}", cluster.config.app.ordinal);
     let inputs = ENGINE_INPUTS.map(Topic::name).to_vec();
     let share = options.partitions as usize / WORKERS;
     let member = KafkaGroup::join(connection, Membership::new(&group, Some(id.clone()), inputs))?;
+    let schemas = Schemas::built_in();
+    let url = cluster.redis.as_deref().unwrap_or_default();
+    let copies = Copies::new(handle.clone(), RedisStore::new(url)?);
+    let policies = LogPolicies::new(cluster.log(&group)?, &schemas, move |set| handle.name_policies(set));
     let mut worker = Worker::new(
         config(cluster, options, id.clone()),
-        &Schemas::built_in(),
+        &schemas,
         Settled::new(member, share * ENGINE_INPUTS.len()),
         Observed::new(KafkaTxn::new(connection, id), observer),
         cluster.log(&group)?,
         SystemClock::new(),
         copies,
-        Box::new(BuiltIn::new()?),
+        Box::new(policies),
         Box::new(|_, _| {}),
     );
     let mut is_ready = false;

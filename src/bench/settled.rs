@@ -27,8 +27,15 @@ impl<G: Group> Group for Settled<G> {
     }
 
     fn changes(&mut self) -> Changes {
-        let changes = self.inner.changes();
-        Changes { assigned: changes.assigned.filter(|assigned| assigned.len() == self.share), ..changes }
+        let mut changes = self.inner.changes();
+        if changes.assigned.as_ref().is_some_and(|assigned| assigned.len() != self.share) {
+            changes.assigned = None;
+            // Taken up with nothing: the client joins no further rebalance while an assignment is unanswered.
+            if let Err(error) = self.inner.start(&[]) {
+                tracing::warn!(%error, "could not decline an assignment");
+            }
+        }
+        changes
     }
 
     fn start(&mut self, positions: &[InputOffset]) -> Result<(), Error> {

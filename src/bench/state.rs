@@ -40,7 +40,7 @@ pub struct State {
     pub resident_bytes: Option<f64>,
     /// Growth of Redis's memory, keys, score, windows and `top` included.
     pub redis_bytes: Option<f64>,
-    /// Signals per second of one thread while users had up to a month of state.
+    /// Signals per second of processor time of one thread while users had up to a month of state.
     pub fold_per_second: f64,
 }
 
@@ -87,7 +87,7 @@ fn fold(config: &Config, options: &Options) -> Result<(Vec<Partition>, State), E
         accounted_bytes: per_user(users.resident_bytes),
         resident_bytes: None,
         redis_bytes: None,
-        fold_per_second: count as f64 / (spent.fold + spent.merge).as_secs_f64().max(1e-9),
+        fold_per_second: count as f64 / spent.cpu.as_secs_f64().max(1e-9),
     };
     Ok((folder.into_partitions(), state))
 }
