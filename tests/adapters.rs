@@ -367,19 +367,21 @@ fn a_read_ends_behind_markers_and_aborted_records() {
     let output = topic(kafka, "output", 1);
     let mut txn = KafkaTxn::new(&connection(kafka), unique("txn"));
     txn.init().unwrap();
+    let mut log = log(kafka, "nobody");
     for (value, commits) in [("1", true), ("no", false), ("2", true), ("nor", false)] {
+        let (_, before) = log.watermarks(output, 0).unwrap();
         txn.begin().unwrap();
         txn.send(&record(output, 0, value.as_bytes())).unwrap();
         // Delivered, so that an abort leaves it in the log.
-        wait_for("delivery", PATIENCE, || (log(kafka, "nobody").watermarks(output, 0).unwrap().1 > 0).then_some(()));
+        wait_for("delivery", PATIENCE, || (log.watermarks(output, 0).unwrap().1 > before).then_some(()));
         if commits {
             txn.commit().unwrap()
         } else {
             txn.abort().unwrap()
         }
+        // Waits for the markers.
         txn.init().unwrap();
     }
-    let mut log = log(kafka, "nobody");
     let (_, end) = log.watermarks(output, 0).unwrap();
     assert_eq!(values(&mut log, output, 0, end), ["1", "2"]);
     assert_eq!(values(&mut log, output, end - 1, end), [""; 0]);

@@ -18,6 +18,7 @@ use crate::runtime::clock::SystemClock;
 use crate::runtime::first_policies::Installer;
 use crate::runtime::log::KafkaLog;
 use crate::runtime::ports::{self, Log, Outgoing, TopicName};
+use crate::runtime::service::engine_group;
 use crate::runtime::transaction::KafkaProducer;
 use crate::topology::Topic;
 use crate::wire::avro::{EncodeError, Encoder, Schemas};
@@ -101,8 +102,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The configured cluster.
-    pub fn of(config: &Config) -> Result<Cluster, Error> {
+    /// The configured cluster, with the partitions and workers of the bench.
+    pub fn of(config: &Config, options: &Options) -> Result<Cluster, Error> {
         let mut settings = config.kafka.client_settings().map_err(|p| Error::failed("reading the configuration", p))?;
         let bootstrap = settings.remove("bootstrap.servers").unwrap_or_default();
         let redis = config.redis.enabled.then(|| config.redis.address()).transpose();
@@ -111,7 +112,10 @@ impl Cluster {
         let redis_address = redis.as_deref().and_then(tcp_address);
         let meter = cpu::Meter::new(bootstrap.split(',').map(str::trim), redis_address.as_deref());
         let connection = Connection { bootstrap, properties: settings.into_iter().collect() };
-        Ok(Cluster { config: config.clone(), connection, redis, meter, run: now().0.to_string() })
+        let mut config = config.clone();
+        config.kafka.partitions = options.partitions;
+        config.engine.workers = pipeline::WORKERS;
+        Ok(Cluster { config, connection, redis, meter, run: now().0.to_string() })
     }
 
     /// Creates the topics of product and bench and refuses a cluster that is in use.
@@ -150,7 +154,7 @@ impl Cluster {
 
     /// The engine's consumer group.
     pub fn group(&self) -> String {
-        format!("{}-engine", self.config.app.id)
+        engine_group(&self.config)
     }
 
     /// Appends signals to a topic, each on its user's partition. Returns the bytes of their values.

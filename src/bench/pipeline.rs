@@ -15,14 +15,14 @@ use super::observed::{Observed, Observer};
 use super::report::TopicLine;
 use super::settled::Settled;
 use super::{Cluster, Error, Options, ends};
-use crate::domain::time::HOUR_MS;
 use crate::runtime::checkpoint::{Copies, Handle, Writer};
 use crate::runtime::clock::SystemClock;
 use crate::runtime::policy_source::LogPolicies;
 use crate::runtime::redis_store::RedisStore;
+use crate::runtime::service::{self, MAX_POLL_INTERVAL};
 use crate::runtime::source::{KafkaGroup, Membership};
 use crate::runtime::transaction::KafkaTxn;
-use crate::runtime::worker::{self, Worker};
+use crate::runtime::worker::Worker;
 use crate::topology::{ENGINE_INPUTS, Topic};
 use crate::wire::avro::Schemas;
 
@@ -176,7 +176,7 @@ pub fn with_engine(
         let threads: Vec<_> = (0..WORKERS)
             .map(|number| {
                 let handle = handle.clone();
-                named(scope, format!("worker-{number}"), move || {
+                named(scope, format!("engine-{number}"), move || {
                     let result = work(cluster, options, observer, number, handle, running);
                     running.failed.fetch_or(result.is_err(), Ordering::AcqRel);
                     result
@@ -184,7 +184,7 @@ pub fn with_engine(
             })
             .collect();
         let interval = Duration::from_millis(cluster.config.redis.flush_interval_ms);
-        let writer = named(scope, "redis-writer".into(), move || write(writer, running, interval));
+        let writer = named(scope, "copy-writer".into(), move || write(writer, running, interval));
         let outcome = during(running);
         running.stop.store(true, Ordering::Release);
         handle.wake();
@@ -207,8 +207,8 @@ fn named<'scope, T: Send + 'scope>(
 
 fn write(mut writer: Writer<RedisStore, SystemClock>, running: &Running<'_>, interval: Duration) {
     while !running.stop.load(Ordering::Acquire) {
-        writer.round();
         writer.wait(interval);
+        writer.round();
     }
 }
 
@@ -225,13 +225,18 @@ fn work(
     let id = format!("{group}-{}-{number}", cluster.config.app.ordinal);
     let inputs = ENGINE_INPUTS.map(Topic::name).to_vec();
     let share = options.partitions as usize / WORKERS;
-    let member = KafkaGroup::join(connection, Membership::new(&group, Some(id.clone()), inputs))?;
+    let membership = Membership {
+        session_timeout: Duration::from_millis(cluster.config.engine.session_timeout_ms),
+        max_poll_interval: MAX_POLL_INTERVAL,
+        ..Membership::new(&group, Some(id.clone()), inputs)
+    };
+    let member = KafkaGroup::join(connection, membership)?;
     let schemas = Schemas::built_in();
     let url = cluster.redis.as_deref().unwrap_or_default();
     let copies = Copies::new(handle.clone(), RedisStore::new(url)?);
     let policies = LogPolicies::new(cluster.log(&group)?, &schemas, move |set| handle.name_policies(set));
     let mut worker = Worker::new(
-        config(cluster, options, id.clone()),
+        service::worker_config(&cluster.config, &id),
         &schemas,
         Settled::new(member, share * ENGINE_INPUTS.len()),
         Observed::new(KafkaTxn::new(connection, id), observer),
@@ -256,21 +261,4 @@ fn work(
     worker.running().try_for_each(|partition| users.add(partition))?;
     worker.close();
     Ok(users)
-}
-
-fn config(cluster: &Cluster, options: &Options, id: String) -> worker::Config {
-    let engine = &cluster.config.engine;
-    worker::Config {
-        worker: id.clone(),
-        transactional_id: id,
-        partitions: options.partitions,
-        batch_records_max: engine.batch_records_max,
-        batch_hold: Duration::from_millis(engine.batch_ms_max),
-        transaction_timeout: Duration::from_millis(engine.transaction_timeout_ms),
-        idle_follow_ms: engine.idle_follow_ms,
-        state_bytes_max: engine.state_bytes_max as usize / WORKERS,
-        lateness_days: engine.lateness_days,
-        level_valid_ms: engine.level_valid_hours * HOUR_MS,
-        ..worker::Config::default()
-    }
 }

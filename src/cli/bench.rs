@@ -87,7 +87,7 @@ fn measure(what: What, config: &Config, options: &Options, report: &mut Report) 
         tell("state");
     }
     if [What::Ceiling, What::Pipeline, What::Latency, What::All].contains(&what) {
-        on_cluster(what, &Cluster::of(config)?, options, report)?;
+        on_cluster(what, &Cluster::of(config, options)?, options, report)?;
     }
     if wants(What::State) {
         report.state = Some(bench::state::run(config, options)?);

@@ -16,9 +16,13 @@ use crate::wire::avro::Schemas;
 
 pub mod bench;
 pub mod check;
+pub mod generate;
 pub mod output;
+
 pub mod policy;
+pub mod run;
 pub mod topics;
+pub mod verify;
 
 pub use output::Output;
 
@@ -107,6 +111,8 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the roles of one process until it is told to stop
+    Run(run::Args),
     /// Check configuration, policies and mappings, and print everything that is wrong
     Check(check::Args),
     /// Plan or create the topics, and install the first policy set
@@ -117,15 +123,22 @@ pub enum Command {
     Policy(policy::Command),
     /// Measure throughput, latency and state on the configured cluster
     Bench(bench::Args),
+    /// Replay the journal over the retained input and compare every output, the state and Redis
+    Verify(verify::Args),
+    /// Write a seeded population's activity, with the truth beside it
+    Generate(generate::Args),
 }
 
 impl Command {
     fn run(&self, global: &Global) -> Result<Exit, Failure> {
         match self {
+            Command::Run(args) => run::run(args, global),
             Command::Check(args) => check::run(args, global),
             Command::Topics(command) => topics::run(command, global),
             Command::Policy(command) => policy::run(command, global),
             Command::Bench(args) => bench::run(args, global),
+            Command::Verify(args) => verify::run(args, global),
+            Command::Generate(args) => generate::run(args, global),
         }
     }
 }

@@ -72,6 +72,8 @@ pub struct PolicySet {
     pub policies: Vec<Policy>,
     /// Catalogue position to the positions in `policies` that count it.
     pub by_indicator: Vec<Vec<usize>>,
+    /// First 8 bytes of blake3 of each policy's id, as state names policies.
+    id_hashes: Vec<u64>,
 }
 
 impl PolicySet {
@@ -84,11 +86,26 @@ impl PolicySet {
                 by_indicator[indicator.position].push(n);
             }
         }
-        PolicySet { hash, catalogue, policies, by_indicator }
+        let id_hashes = policies.iter().map(|p| id_hash(&p.id)).collect();
+        PolicySet { hash, catalogue, policies, by_indicator, id_hashes }
+    }
+
+    /// The hash by which state names the policy at a position.
+    pub fn id_hash(&self, position: usize) -> u64 {
+        self.id_hashes[position]
+    }
+
+    /// The position of the policy that state names by a hash.
+    pub fn position_of_hash(&self, hash: u64) -> Option<usize> {
+        self.id_hashes.iter().position(|h| *h == hash)
     }
 
     /// The policy with this id.
     pub fn policy(&self, id: &str) -> Option<&Policy> {
         self.policies.iter().find(|p| p.id == id)
     }
+}
+
+fn id_hash(id: &str) -> u64 {
+    u64::from_le_bytes(blake3::hash(id.as_bytes()).as_bytes()[..8].try_into().expect("8 bytes"))
 }

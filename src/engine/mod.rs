@@ -12,9 +12,16 @@ use crate::domain::score::{RiskLevel, RiskScore};
 use crate::domain::signal::Signal;
 use crate::domain::{Text, Timestamp};
 
+pub mod alerts;
+pub mod decide_signal;
+pub mod emit;
+pub mod evolve;
 pub mod explain;
+pub mod factors;
 pub mod fold;
+pub mod headline;
 pub mod math;
+pub mod publish;
 pub mod score;
 pub mod state;
 pub mod timer;

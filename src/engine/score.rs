@@ -1,1 +1,581 @@
-//! (to be written)
+//! What a user's state adds up to at a whole hour: a pure function of state, catalogue and time, in integers.
+//! `docs/scoring.md` states every formula and unit. Does not know what was published before.
+//! Next: `fold.rs`, which asks before and after every input.
+
+use smallvec::SmallVec;
+
+use super::math::{ONE_Q16, ONE_Q32, exp2_neg_q32, log2_q16};
+use super::state::{Directory, Insight, Seen, Spent, User, hash64};
+use crate::domain::indicator::{Boosters, Catalogue, Category, Indicator, Measure};
+use crate::domain::policy::Policy;
+use crate::domain::time::{DAY_MS, HOUR_MS};
+use crate::domain::{Day, Level, Timestamp};
+
+/// Evidence older than this many days is dropped whatever its half-life.
+pub const LOOK_BACK_DAYS: i64 = 90;
+/// Evidence older than this many half-lives is dropped.
+pub const HALF_LIVES_KEPT: i64 = 12;
+/// The reference of an insight of day d is [d − 60, d − 7).
+pub const REFERENCE_FROM_DAYS: i32 = 60;
+/// See `REFERENCE_FROM_DAYS`.
+pub const REFERENCE_TO_DAYS: i32 = 7;
+/// Destinations and devices are new this many days after the first sight of them.
+pub const NOVEL_DAYS: i32 = 7;
+/// History before anything can be new.
+pub const HISTORY_DAYS: i32 = 14;
+/// A source counts as young for this many days.
+pub const COLD_DAYS: i32 = 28;
+/// Evidence that halves the distance to 100, in thousandths.
+pub const HALVING_MILLI: u64 = 50_000;
+/// The largest magnitude of an insight, so that no product overflows.
+pub const MAGNITUDE_MAX: u64 = 100_000_000_000_000;
+
+/// An insight with its factors: `q_q16 = log2(1 + M') · habit · novel · own`, independent of time and weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Term {
+    /// Position in the catalogue.
+    pub position: usize,
+    pub day: Day,
+    /// Index into the user's days and into the day's insights.
+    pub at: (u32, u32),
+    /// Magnitude in the reference, in thousandths.
+    pub reference_milli: u64,
+    /// Days in the reference with this indicator.
+    pub reference_days: u32,
+    pub habit_q16: u32,
+    pub novel_q16: u32,
+    pub own_q16: u32,
+    pub q_q16: u64,
+}
+
+/// A multiplier and while it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boost {
+    /// leaving, priority_group or high_impact.
+    pub kind: &'static str,
+    pub factor_milli: i64,
+    pub from: Timestamp,
+    pub until: Option<Timestamp>,
+}
+
+impl Boost {
+    fn holds(&self, hour: i64) -> bool {
+        let t = hour * HOUR_MS;
+        self.from.0 <= t && self.until.is_none_or(|u| t <= u.0)
+    }
+}
+
+/// What one indicator adds at an hour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub position: usize,
+    pub insights: u32,
+    /// Σ q·decay in Q16.
+    pub sum_q16: u64,
+    /// After the indicator's cap.
+    pub capped_milli: i64,
+    /// After the category's cap as well: the parts add up to the evidence but for rounding.
+    pub points_milli: i64,
+}
+
+/// A score with everything it was made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// Ascending by position.
+    pub parts: SmallVec<[Part; 8]>,
+    /// X per category, in the order of `Category::ALL`.
+    pub categories: [i64; 7],
+    pub evidence_milli: i64,
+    pub boost_milli: i64,
+    pub score_milli: i64,
+}
+
+/// Which evidence a policy looks at, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Lens<'a> {
+    pub policy: &'a Policy,
+    /// Insights of earlier days do not count.
+    pub since: Day,
+    /// Taken off before measuring; ascending by day and code. Empty: nothing.
+    pub spent: &'a [Spent],
+}
+
+/// The score of a user as a function of the hour: state turned into terms once, evaluated as often as needed.
+#[derive(Clone, Debug)]
+pub struct Curve<'a> {
+    user: &'a User,
+    catalogue: &'a Catalogue,
+    /// In order of day, then code.
+    pub terms: SmallVec<[Term; 4]>,
+    pub boosts: SmallVec<[Boost; 2]>,
+}
+
+impl<'a> Curve<'a> {
+    /// The curve from `hour` on.
+    pub fn new(user: &'a User, catalogue: &'a Catalogue, hour: i64) -> Curve<'a> {
+        Curve {
+            user,
+            catalogue,
+            terms: terms(user, catalogue, hour),
+            boosts: boosts(user.head.directory.as_ref(), &catalogue.boosters),
+        }
+    }
+
+    /// The user's score at an hour, with its parts.
+    pub fn at(&self, hour: i64) -> Sum {
+        let mut parts: SmallVec<[Part; 8]> = SmallVec::new();
+        for term in &self.terms {
+            let indicator = &self.catalogue.indicators[term.position];
+            add(&mut parts, term.position, (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32);
+        }
+        self.total(parts, hour, |position| {
+            let indicator = &self.catalogue.indicators[position];
+            Some((indicator.weight_milli, indicator.cap_milli))
+        })
+    }
+
+    /// `at(hour).score_milli` without the parts.
+    pub fn score_at(&self, hour: i64) -> i64 {
+        let mut sums: SmallVec<[(usize, u64); 8]> = SmallVec::new();
+        for term in &self.terms {
+            let indicator = &self.catalogue.indicators[term.position];
+            let sum = (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32;
+            match sums.iter_mut().find(|s| s.0 == term.position) {
+                Some(known) => known.1 += sum,
+                None => sums.push((term.position, sum)),
+            }
+        }
+        let mut categories = [0_i64; 7];
+        for (position, sum) in sums {
+            let indicator = &self.catalogue.indicators[position];
+            categories[indicator.category as usize] += cap(weighted(indicator.weight_milli, sum), indicator.cap_milli);
+        }
+        let capped = |c: &Category| cap(categories[*c as usize], c.cap_milli());
+        let evidence_milli = Category::ALL.iter().map(capped).sum();
+        score_milli(evidence_milli, boost(self.boosts_at(hour).map(|b| b.factor_milli)))
+    }
+
+    /// A policy's score at an hour: the same formula over its indicators, weights and caps.
+    pub fn under(&self, lens: &Lens<'_>, hour: i64) -> Sum {
+        let mut parts: SmallVec<[Part; 8]> = SmallVec::new();
+        for term in self.terms.iter().filter(|t| t.day >= lens.since) {
+            if counted(lens.policy, term.position).is_none() {
+                continue;
+            }
+            let indicator = &self.catalogue.indicators[term.position];
+            let q = if lens.spent.is_empty() { term.q_q16 } else { self.q_beyond(term, lens.spent) };
+            add(&mut parts, term.position, (q * decay_q32(term.day, indicator, hour)) >> 32);
+        }
+        self.total(parts, hour, |position| counted(lens.policy, position))
+    }
+
+    /// A policy's score from the sums of the user's: right when the policy looks at every term.
+    pub fn reweigh(&self, policy: &Policy, whole: &Sum, hour: i64) -> Sum {
+        let counts = |p: &&Part| counted(policy, p.position).is_some();
+        let parts = whole.parts.iter().filter(counts).copied().collect();
+        self.total(parts, hour, |position| counted(policy, position))
+    }
+
+    /// The catalogue the curve is drawn by.
+    pub fn catalogue(&self) -> &'a Catalogue {
+        self.catalogue
+    }
+
+    /// The insight behind a term.
+    pub fn insight(&self, term: &Term) -> &'a Insight {
+        &self.user.days[term.at.0 as usize].insights[term.at.1 as usize]
+    }
+
+    /// The term of an insight, while it counts.
+    pub fn term(&self, day: Day, position: usize) -> Option<&Term> {
+        self.terms.iter().find(|t| t.day == day && t.position == position)
+    }
+
+    /// Evidence of one insight at an hour before any cap, in thousandths of a point.
+    pub fn points_milli(&self, term: &Term, hour: i64) -> i64 {
+        let indicator = &self.catalogue.indicators[term.position];
+        weighted(indicator.weight_milli, (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32)
+    }
+
+    /// A term's q over what is beyond a closed alert's evidence.
+    pub fn q_beyond(&self, term: &Term, spent: &[Spent]) -> u64 {
+        let insight = self.insight(term);
+        let Ok(n) = spent.binary_search_by_key(&(term.day, insight.code), |s| (s.day, s.code)) else {
+            return term.q_q16;
+        };
+        let used = &spent[n];
+        let magnitude = magnitude(
+            self.catalogue.indicators[term.position].measure,
+            insight.count.saturating_sub(used.count),
+            insight.magnitude_milli.saturating_sub(used.magnitude_milli),
+            insight.bytes.saturating_sub(used.bytes),
+        );
+        scale(log_q16(relative(magnitude, term.reference_milli)), term)
+    }
+
+    /// The first hour in `(from, to]` whose level differs from `current`, with the score there. Between the instants
+    /// at which a booster begins or ends the score never rises, so halving finds it.
+    pub fn next_change(&self, current: Level, from: i64, to: i64) -> Option<(i64, i64)> {
+        let mut starts: SmallVec<[i64; 6]> = SmallVec::new();
+        starts.push(from + 1);
+        starts.extend(self.bounds().filter(|h| (from + 1..=to).contains(h)));
+        starts.sort_unstable();
+        for (n, start) in starts.iter().enumerate() {
+            let end = starts.get(n + 1).map_or(to, |next| next - 1);
+            if end < *start {
+                continue;
+            }
+            let found = self.first_below(*start, end, &|score| Level::of(score) != current);
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// The first hour in `[start, end]` whose score meets a test that stays true once the score has fallen so far.
+    pub fn first_below(&self, start: i64, end: i64, test: &dyn Fn(i64) -> bool) -> Option<(i64, i64)> {
+        let score = self.score_at(start);
+        if test(score) {
+            return Some((start, score));
+        }
+        let (mut low, mut high) = (start, end);
+        let mut found = self.score_at(end);
+        if !test(found) {
+            return None;
+        }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            let score = self.score_at(middle);
+            if test(score) {
+                (high, found) = (middle, score);
+            } else {
+                low = middle;
+            }
+        }
+        Some((high, found))
+    }
+
+    /// The whole hours at which a booster begins to hold or has ended.
+    pub fn bounds(&self) -> impl Iterator<Item = i64> + '_ {
+        self.boosts.iter().flat_map(|b| {
+            let ends = b.until.map(|u| u.hour() + 1);
+            [Some(hour_at_or_after(b.from)), ends].into_iter().flatten()
+        })
+    }
+
+    /// The boosters in force at an hour.
+    pub fn boosts_at(&self, hour: i64) -> impl Iterator<Item = &Boost> + '_ {
+        self.boosts.iter().filter(move |b| b.holds(hour))
+    }
+
+    fn total(&self, mut parts: SmallVec<[Part; 8]>, hour: i64, terms_of: impl Fn(usize) -> Option<(i64, i64)>) -> Sum {
+        let mut uncapped = [0_i64; 7];
+        for part in &mut parts {
+            let (weight, most) = terms_of(part.position).unwrap_or_default();
+            part.capped_milli = cap(weighted(weight, part.sum_q16), most);
+            uncapped[self.category(part.position)] += part.capped_milli;
+        }
+        let mut categories = [0_i64; 7];
+        for category in Category::ALL {
+            categories[category as usize] = cap(uncapped[category as usize], category.cap_milli());
+        }
+        for part in &mut parts {
+            let g = self.category(part.position);
+            part.points_milli = part.capped_milli * categories[g] / uncapped[g].max(1);
+        }
+        let evidence_milli = categories.iter().sum();
+        let boost_milli = boost(self.boosts_at(hour).map(|b| b.factor_milli));
+        Sum { parts, categories, evidence_milli, boost_milli, score_milli: score_milli(evidence_milli, boost_milli) }
+    }
+
+    fn category(&self, position: usize) -> usize {
+        self.catalogue.indicators[position].category as usize
+    }
+}
+
+fn add(parts: &mut SmallVec<[Part; 8]>, position: usize, sum_q16: u64) {
+    if sum_q16 == 0 {
+        return;
+    }
+    match parts.binary_search_by_key(&position, |p| p.position) {
+        Ok(n) => {
+            parts[n].sum_q16 += sum_q16;
+            parts[n].insights += 1;
+        }
+        Err(n) => parts.insert(n, Part { position, insights: 1, sum_q16, capped_milli: 0, points_milli: 0 }),
+    }
+}
+
+fn counted(policy: &Policy, position: usize) -> Option<(i64, i64)> {
+    let n = policy.indicators.binary_search_by_key(&position, |i| i.position).ok()?;
+    Some((policy.indicators[n].weight_milli, policy.indicators[n].cap_milli))
+}
+
+/// The first whole hour at or after an instant.
+pub fn hour_at_or_after(t: Timestamp) -> i64 {
+    t.plus_ms(HOUR_MS - 1).hour()
+}
+
+fn weighted(weight_milli: i64, sum_q16: u64) -> i64 {
+    weight_milli.saturating_mul(sum_q16 as i64) >> 16
+}
+
+/// `S` up to half of `C`, then ever slower towards `C`.
+pub fn cap(sum: i64, most: i64) -> i64 {
+    if most <= 0 {
+        0
+    } else if 2 * sum <= most {
+        sum
+    } else {
+        most - most.saturating_mul(most) / sum.saturating_mul(4)
+    }
+}
+
+/// The product of the boosters, within [1/2, 5/2], in thousandths.
+pub fn boost(factors_milli: impl Iterator<Item = i64>) -> i64 {
+    factors_milli.fold(1_000, |product, f| product * f / 1_000).clamp(500, 2_500)
+}
+
+/// 100 · (1 − 2^(−B·E/50)) in thousandths.
+pub fn score_milli(evidence_milli: i64, boost_milli: i64) -> i64 {
+    let x_q16 = (evidence_milli as u64 * boost_milli as u64 * ONE_Q16) / (HALVING_MILLI * 1_000);
+    ((100_000 * (ONE_Q32 - exp2_neg_q32(x_q16))) >> 32) as i64
+}
+
+/// The least evidence without boosters that reaches a score, in thousandths of a point.
+pub fn evidence_for(score: i64) -> i64 {
+    let (mut low, mut high) = (0_i64, 2_000_000_i64);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if score_milli(middle, 1_000) >= score {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    low
+}
+
+/// 2^(−age / half-life) in Q32; age runs in whole hours from the end of the day. 0 when too old to count.
+pub fn decay_q32(day: Day, indicator: &Indicator, hour: i64) -> u64 {
+    let age = (hour - day.end().hour()).max(0);
+    let half_life = i64::from(indicator.half_life_days);
+    if age > 24 * LOOK_BACK_DAYS.min(HALF_LIVES_KEPT * half_life) {
+        return 0;
+    }
+    exp2_neg_q32(age as u64 * ONE_Q16 / (24 * half_life as u64))
+}
+
+/// M of an insight in thousandths.
+pub fn magnitude(measure: Measure, count: u32, magnitude_milli: u64, bytes: u64) -> u64 {
+    let m = match measure {
+        Measure::Count => magnitude_milli,
+        Measure::Volume if count == 0 => 0,
+        Measure::Volume => {
+            let whole = u128::from(magnitude_milli) * (1_000_000 + u128::from(bytes));
+            match u64::try_from(whole) {
+                Ok(whole) => whole / (u64::from(count) * 1_000_000),
+                Err(_) => (whole / (u128::from(count) * 1_000_000)).min(MAGNITUDE_MAX.into()) as u64,
+            }
+        }
+        Measure::Steps => (magnitude_milli.min(u64::from(count) * 1_000) / 10_000).min(3) * 1_000,
+    };
+    m.min(MAGNITUDE_MAX)
+}
+
+/// M' = 53·M / (53 + 7·Σ): the usual week takes off what is usual.
+pub fn relative(magnitude: u64, reference_milli: u64) -> u64 {
+    53_000 * magnitude / (53_000 + 7 * reference_milli.min(MAGNITUDE_MAX))
+}
+
+/// log2(1 + M') in Q16, M' in thousandths.
+pub fn log_q16(relative_milli: u64) -> u64 {
+    log2_q16(1_000 + relative_milli) - log2_q16(1_000)
+}
+
+fn scale(log: u64, term: &Term) -> u64 {
+    let [habit, novel, own] = [term.habit_q16, term.novel_q16, term.own_q16].map(u64::from);
+    (((((log * habit) >> 16) * novel) >> 16) * own) >> 16
+}
+
+/// max(1/8, 1 / (1 + K + cold)) in Q16; cold = 4·(1 − age/28 d) of the sources.
+pub fn habit_q16(reference_days: u32, source_age_days: Option<i32>) -> u32 {
+    let young = source_age_days.map_or(0, |age| (COLD_DAYS - age).clamp(0, COLD_DAYS) as u64);
+    let whole = COLD_DAYS as u64 * (1 + u64::from(reference_days)) + 4 * young;
+    (ONE_Q16 * COLD_DAYS as u64 / whole).max(ONE_Q16 / 8) as u32
+}
+
+/// 1 + share to new destinations + ½ · share from new devices, in Q16.
+pub fn novel_q16(insight: &Insight, day: Day, seen: &Seen, first_day: Option<Day>) -> u32 {
+    if first_day.is_none_or(|first| first.0 > day.0 - HISTORY_DAYS) || insight.count == 0 {
+        return ONE_Q16 as u32;
+    }
+    let fresh = |names: &[(u32, u32)], seen: &[(u32, Day)]| -> u64 {
+        let new = |name: u32| {
+            let n = seen.binary_search_by_key(&name, |s| s.0);
+            n.is_ok_and(|n| (0..=NOVEL_DAYS).contains(&(day.0 - seen[n].1.0)))
+        };
+        names.iter().filter(|(name, _)| new(*name)).map(|(_, count)| u64::from(*count)).sum()
+    };
+    let count = u64::from(insight.count);
+    let destinations = ONE_Q16 * fresh(&insight.destinations, &seen.domains).min(count) / count;
+    let devices = ONE_Q16 / 2 * fresh(&insight.devices, &seen.devices).min(count) / count;
+    (ONE_Q16 + destinations + devices) as u32
+}
+
+/// Hours outside the person's own, as bits: at least 8 earlier signals, less than 6 % of them within ±2 h.
+pub fn outside_hours(histogram: &[u32; 24]) -> u32 {
+    let total: u64 = histogram.iter().map(|n| u64::from(*n)).sum();
+    if total < 8 {
+        return 0;
+    }
+    let at = |hour: usize| u64::from(histogram[hour % 24]);
+    let mut near = at(22) + at(23) + at(0) + at(1) + at(2);
+    let mut outside = 0;
+    for hour in 0..24 {
+        outside |= u32::from(100 * near < 6 * total) << hour;
+        near = near + at(hour + 3) - at(hour + 22);
+    }
+    outside
+}
+
+/// 1 + ¼ · share of the insight's hours outside the person's own, in Q16.
+pub fn own_q16(hours: u32, outside: u32) -> u32 {
+    let all = u64::from(hours.count_ones().max(1));
+    (ONE_Q16 + ONE_Q16 / 4 * u64::from((hours & outside).count_ones()) / all) as u32
+}
+
+/// One past insight, as the reference of later ones.
+#[derive(Clone, Copy)]
+struct Past {
+    day: Day,
+    position: usize,
+    magnitude: u64,
+    habitual: bool,
+}
+
+/// Sums over the reference window, per catalogue position, moved along with the day.
+struct Window {
+    past: SmallVec<[Past; 16]>,
+    entered: usize,
+    left: usize,
+    sums: SmallVec<[(u32, u64); 48]>,
+}
+
+impl Window {
+    fn advance(&mut self, day: Day) {
+        while self.past.get(self.entered).is_some_and(|p| p.day.0 < day.0 - REFERENCE_TO_DAYS) {
+            let p = self.past[self.entered];
+            let sum = &mut self.sums[p.position];
+            *sum = (sum.0 + u32::from(p.habitual), sum.1 + p.magnitude);
+            self.entered += 1;
+        }
+        while self.left < self.entered && self.past[self.left].day.0 < day.0 - REFERENCE_FROM_DAYS {
+            let p = self.past[self.left];
+            let sum = &mut self.sums[p.position];
+            *sum = (sum.0 - u32::from(p.habitual), sum.1 - p.magnitude);
+            self.left += 1;
+        }
+    }
+}
+
+/// Hours of the 60 days before a day, moved along with the day.
+struct Hours {
+    histogram: [u32; 24],
+    entered: usize,
+    left: usize,
+}
+
+impl Hours {
+    fn advance(&mut self, user: &User, day: Day) {
+        while user.days.get(self.entered).is_some_and(|d| d.day < day) {
+            for (hour, count) in &user.days[self.entered].hours {
+                self.histogram[usize::from(*hour)] += count;
+            }
+            self.entered += 1;
+        }
+        while self.left < self.entered && user.days[self.left].day.0 < day.0 - REFERENCE_FROM_DAYS {
+            for (hour, count) in &user.days[self.left].hours {
+                self.histogram[usize::from(*hour)] -= count;
+            }
+            self.left += 1;
+        }
+    }
+}
+
+fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> SmallVec<[Term; 4]> {
+    let mut terms = SmallVec::new();
+    let mut window = Window { past: SmallVec::new(), entered: 0, left: 0, sums: SmallVec::new() };
+    window.sums.resize(catalogue.indicators.len(), (0, 0));
+    let mut hours = Hours { histogram: [0; 24], entered: 0, left: 0 };
+    let oldest_source = catalogue.sources_since.values().min();
+    for (d, segment) in user.days.iter().enumerate() {
+        let counts = hour - segment.day.end().hour() <= 24 * LOOK_BACK_DAYS;
+        if counts {
+            window.advance(segment.day);
+            hours.advance(user, segment.day);
+        }
+        let outside = if counts { outside_hours(&hours.histogram) } else { 0 };
+        for (n, insight) in segment.insights.iter().enumerate().filter(|(_, i)| i.count > 0) {
+            let Some(position) = catalogue.position_of_code(insight.code) else { continue };
+            let indicator = &catalogue.indicators[position];
+            let m = magnitude(indicator.measure, insight.count, insight.magnitude_milli, insight.bytes);
+            window.past.push(Past { day: segment.day, position, magnitude: m, habitual: insight.magnitude_milli > 0 });
+            if m == 0 || !counts || decay_q32(segment.day, indicator, hour) == 0 {
+                continue;
+            }
+            let (reference_days, reference_milli) = window.sums[position];
+            let mut term = Term {
+                position,
+                day: segment.day,
+                at: (d as u32, n as u32),
+                reference_milli,
+                reference_days,
+                habit_q16: habit_q16(reference_days, oldest_source.map(|since| segment.day.0 - since.0)),
+                novel_q16: novel_q16(insight, segment.day, &user.seen, user.head.first_day),
+                own_q16: own_q16(insight.hours, outside),
+                q_q16: 0,
+            };
+            term.q_q16 = scale(log_q16(relative(m, reference_milli)), &term);
+            terms.push(term);
+        }
+    }
+    terms
+}
+
+/// Every booster that holds at some time, from facts about the person.
+pub fn boosts(directory: Option<&Directory>, settings: &Boosters) -> SmallVec<[Boost; 2]> {
+    let mut found = SmallVec::new();
+    let Some(directory) = directory else { return found };
+    for at in [directory.announced, directory.last_day].into_iter().flatten() {
+        found.push(Boost {
+            kind: "leaving",
+            factor_milli: settings.leaving,
+            from: at.plus_ms(-settings.leaving_before_days * DAY_MS),
+            until: Some(at.plus_ms(settings.leaving_after_days * DAY_MS)),
+        });
+    }
+    merge_leaving(&mut found);
+    let in_group = || settings.priority_groups.iter().any(|g| directory.groups.binary_search(&hash64(g)).is_ok());
+    let priority = !directory.groups.is_empty() && in_group();
+    let role = [
+        priority.then_some(("priority_group", settings.priority_group)),
+        directory.high_impact.then_some(("high_impact", settings.high_impact)),
+    ];
+    if let Some((kind, factor_milli)) = role.into_iter().flatten().max_by_key(|r| r.1) {
+        found.push(Boost { kind, factor_milli, from: Timestamp(0), until: None });
+    }
+    found
+}
+
+/// Two spans that overlap are one, so that leaving never counts twice.
+fn merge_leaving(spans: &mut SmallVec<[Boost; 2]>) {
+    if let [a, b] = spans[..] {
+        let (first, second) = if a.from <= b.from { (a, b) } else { (b, a) };
+        if first.until >= Some(second.from) {
+            spans.clear();
+            spans.push(Boost { until: first.until.max(second.until), ..first });
+        }
+    }
+}

@@ -44,6 +44,28 @@ pub struct Changes {
     pub days: Vec<Day>,
     /// Days dropped since the last write.
     pub dropped: Vec<Day>,
+    /// The level changed since the last `finish`.
+    pub level: bool,
+    /// The last accepted input since the last `finish`: what the latest values say caused them.
+    pub cause: Cause,
+}
+
+/// The input that latest values name as their cause. Not part of the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cause {
+    /// signal, directory or timer.
+    pub kind: &'static str,
+    pub id: String,
+    /// Partition and offset; `None` for a timer.
+    pub position: Option<(i32, i64)>,
+    /// What an event id begins with: `<topic>:<partition>:<offset>`, or a timer's whole id.
+    pub base: String,
+    /// How much of `base` is the topic.
+    pub topic_len: usize,
+    /// Index of the next record of this input.
+    pub index: i64,
+    /// live, backfill or test.
+    pub origin: &'static str,
 }
 
 /// The small part: counters, what was last published, alerts.
@@ -216,6 +238,15 @@ pub struct Spent {
     pub count: u32,
     pub magnitude_milli: u64,
     pub bytes: u64,
+}
+
+impl Changes {
+    /// Marks a day's segment as changed.
+    pub fn mark_day(&mut self, day: Day) {
+        if let Err(n) = self.days.binary_search(&day) {
+            self.days.insert(n, day);
+        }
+    }
 }
 
 impl User {

@@ -7,7 +7,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::{self, Bounded, Connection, REQUEST_TIMEOUT, Scratch};
@@ -121,7 +121,7 @@ impl Log for KafkaLog {
             return Ok(());
         }
         let mut scratch = std::mem::take(&mut self.scratch);
-        let result = Reading { log: self, topic, partition, next: from, until }.run(&mut scratch, each);
+        let result = Reading { log: self, topic, partition, next: from, until, handle: 0 }.run(&mut scratch, each);
         self.scratch = scratch;
         // A failure to let go shows at the next assign.
         let _ = self.stable.unassign();
@@ -142,6 +142,8 @@ struct Reading<'a> {
     /// The offset after the last record seen.
     next: i64,
     until: i64,
+    /// Address of librdkafka's handle of the topic, once a record showed it.
+    handle: usize,
 }
 
 impl Reading<'_> {
@@ -170,8 +172,7 @@ impl Reading<'_> {
         loop {
             match self.log.stable.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
-                    // Assignments are versioned inside librdkafka; this holds it to that.
-                    assert_eq!((message.topic(), message.partition()), (self.topic, self.partition));
+                    self.check(&message);
                     if message.offset() < self.until {
                         scratch.hand_over(&message, self.topic, each);
                     }
@@ -185,6 +186,16 @@ impl Reading<'_> {
             if Instant::now() >= deadline {
                 return Err(self.stalled("no record came"));
             }
+        }
+    }
+
+    /// Assignments are versioned inside librdkafka; this holds it to that. The name is compared once per handle.
+    fn check(&mut self, message: &BorrowedMessage<'_>) {
+        assert_eq!(message.partition(), self.partition, "a record of another partition");
+        let handle = message.topic_ptr() as usize;
+        if handle != self.handle {
+            assert_eq!(message.topic(), self.topic, "a record of another topic");
+            self.handle = handle;
         }
     }
 

@@ -6,7 +6,6 @@
 //! Next: `map_worker/stage.rs`, what becomes of one record.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::ports::{Clock, Error, ErrorKind, Group, InputOffset, Log, Polled, Txn};
@@ -99,14 +98,9 @@ where
         MapWorker { group, txn, log, clock, stage, limits, batch, owned, records_max, is_fresh: false }
     }
 
-    /// Works until told to stop, then leaves the group. An error ends the worker: another process took its identity,
-    /// or something needs an operator.
-    pub fn run(&mut self, stop: &AtomicBool) -> Result<(), Error> {
-        while !stop.load(Ordering::Relaxed) {
-            self.step()?;
-        }
+    /// Leaves the group. Nothing is in flight between two steps.
+    pub fn close(&mut self) {
         self.group.close();
-        Ok(())
     }
 
     /// One round: the directory when it is due, a batch if there is one.

@@ -10,13 +10,17 @@ pub mod copy_sink;
 pub mod first_policies;
 pub mod http;
 pub mod log;
+#[cfg(feature = "vrl")]
+pub mod map_service;
 pub mod map_worker;
+pub mod no_copy;
 pub mod partition;
 pub mod policy_source;
 pub mod ports;
 pub mod recovery;
 pub mod redis_store;
 pub mod registry;
+pub mod service;
 pub mod source;
 pub mod status;
 pub mod telemetry;

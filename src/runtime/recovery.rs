@@ -481,7 +481,8 @@ mod tests {
 
     #[test]
     fn when_a_copy_is_trusted() {
-        let table: &[(&str, fn(&mut CopyMeta), &str)] = &[
+        type Line = (&'static str, fn(&mut CopyMeta), &'static str);
+        let table: &[Line] = &[
             ("healthy", |_| {}, "catch up from 150"),
             ("at the very end", |c| c.changelog_offset = 200, "catch up from 200"),
             ("another cluster", |c| c.cluster_id = "c2".into(), "rebuild OtherCluster"),

@@ -149,10 +149,9 @@ pub fn install() -> Result<PrometheusHandle, SetRecorderError<PrometheusRecorder
     Ok(handle)
 }
 
-/// Starts logging to stderr; stdout belongs to commands' output. The filter is `CASESTREAM_LOG`, else `info`. Does
-/// nothing when logging has started already.
-pub fn init_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("CASESTREAM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+/// Starts logging to stderr; stdout belongs to commands' output. Does nothing when logging has started already.
+pub fn init_logs(format: LogFormat, filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // An error means that a test or an earlier call was first.
     let _ = match format {

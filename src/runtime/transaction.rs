@@ -48,8 +48,8 @@ pub struct KafkaTxn {
     producer: Option<Bounded<BaseProducer<Deliveries>>>,
     /// When the open transaction began.
     began: Option<Instant>,
-    /// Something happened that could end the next transaction late.
-    suspect: bool,
+    /// What happened that could end the next transaction late, as a label.
+    suspect: Option<&'static str>,
     unserved: u32,
 }
 
@@ -61,7 +61,7 @@ impl KafkaTxn {
             id: transactional_id.into(),
             producer: None,
             began: None,
-            suspect: false,
+            suspect: None,
             unserved: 0,
         }
     }
@@ -71,6 +71,14 @@ impl KafkaTxn {
         &self.id
     }
 
+    /// Why the producer wants recycling, as a label for the metric.
+    pub fn recycling_cause(&self) -> Option<&'static str> {
+        match &self.producer {
+            None => Some("new"),
+            Some(producer) => self.suspect.or_else(|| producer.context().unsettled()),
+        }
+    }
+
     fn producer(&self) -> Result<&BaseProducer<Deliveries>, Error> {
         let missing = || Error::new(ErrorKind::Fatal, format!("could not use producer {}", self.id), "not initialised");
         self.producer.as_deref().ok_or_else(missing)
@@ -78,7 +86,7 @@ impl KafkaTxn {
 
     /// Turns an error of a call into ours and remembers that it happened.
     fn failed(&mut self, step: Step, cause: &KafkaError) -> Error {
-        self.suspect = true;
+        self.suspect = Some("error");
         let fatal = self.producer.as_ref().and_then(|producer| producer.client().fatal_error());
         let facts = Facts {
             step,
@@ -120,7 +128,9 @@ impl KafkaTxn {
     fn timed<T>(&mut self, call: impl FnOnce(&mut KafkaTxn) -> T) -> T {
         let began = Instant::now();
         let result = call(self);
-        self.suspect |= began.elapsed() > SLOW;
+        if began.elapsed() > SLOW {
+            self.suspect = self.suspect.or(Some("slow"));
+        }
         result
     }
 
@@ -140,7 +150,7 @@ impl KafkaTxn {
             match result {
                 Ok(()) => return Ok(()),
                 Err(cause) if is_retriable(&cause) && Instant::now() < deadline => {
-                    self.suspect = true;
+                    self.suspect = Some("error");
                     tracing::debug!(id = self.id, "{} again: {cause}", step.words());
                 }
                 Err(cause) => return Err(self.failed(step, &cause)),
@@ -165,7 +175,7 @@ impl Txn for KafkaTxn {
         self.producer = Some(Bounded::new(producer, "producer"));
         self.until(Step::Init, INIT_TIMEOUT, |producer, left| producer.init_transactions(left))?;
         self.producer()?.context().forgive();
-        self.suspect = false;
+        self.suspect = None;
         Ok(())
     }
 
@@ -217,7 +227,7 @@ impl Txn for KafkaTxn {
     }
 
     fn abort(&mut self) -> Result<(), Error> {
-        self.suspect = true;
+        self.suspect = Some("abort");
         // librdkafka's abort purges the queues and then waits for reports that only a poll takes away: so it is called
         // with short waits, and polled in between, until nothing is in flight.
         self.until(Step::Abort, END_TIMEOUT, |producer, left| {
@@ -234,7 +244,7 @@ impl Txn for KafkaTxn {
     }
 
     fn wants_recycling(&self) -> bool {
-        self.suspect || self.producer.as_ref().is_none_or(|producer| producer.context().unsettled())
+        self.recycling_cause().is_some()
     }
 }
 
@@ -481,9 +491,12 @@ impl Deliveries {
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn unsettled(&self) -> bool {
+    fn unsettled(&self) -> Option<&'static str> {
+        if self.disconnected.load(Ordering::Acquire) {
+            return Some("disconnect");
+        }
         let grown = self.retries.load(Ordering::Acquire) > self.retries_forgiven.load(Ordering::Acquire);
-        grown || self.disconnected.load(Ordering::Acquire)
+        grown.then_some("retries")
     }
 
     fn forgive(&self) {
@@ -585,15 +598,15 @@ mod tests {
         let deliveries = Deliveries::default();
         let transport = || KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure);
         deliveries.error(transport(), "Connect to ipv4#127.0.0.1:9092 failed (after 0ms in state CONNECT)");
-        assert!(!deliveries.unsettled());
+        assert_eq!(deliveries.unsettled(), None);
         deliveries.error(transport(), "Disconnected (after 10ms in state UP)");
-        assert!(deliveries.unsettled());
+        assert_eq!(deliveries.unsettled(), Some("disconnect"));
         deliveries.forgive();
-        assert!(!deliveries.unsettled());
+        assert_eq!(deliveries.unsettled(), None);
         deliveries.stats_raw(br#"{"name":"x","brokers":{"a":{"txretries":2},"b":{"txretries":1}}}"#);
-        assert!(deliveries.unsettled());
+        assert_eq!(deliveries.unsettled(), Some("retries"));
         deliveries.forgive();
         deliveries.stats_raw(br#"{"brokers":{"a":{"txretries":3}}}"#);
-        assert!(!deliveries.unsettled());
+        assert_eq!(deliveries.unsettled(), None);
     }
 }

@@ -26,6 +26,8 @@ use crate::wire::avro::{Decoder, Encoder, Schemas};
 mod assignment;
 mod halving;
 mod restore;
+#[cfg(test)]
+mod tests;
 mod transact;
 mod upkeep;
 
@@ -239,10 +241,10 @@ where
 
     /// One iteration of the protocol.
     pub fn step(&mut self) -> Result<Step, Stop> {
-        if !self.producer_ready || self.txn.wants_recycling() {
-            if let Some(step) = self.make_producer()? {
-                return Ok(step);
-            }
+        if (!self.producer_ready || self.txn.wants_recycling())
+            && let Some(step) = self.make_producer()?
+        {
+            return Ok(step);
         }
         if self.restoring() {
             return self.restore_step();
@@ -372,7 +374,13 @@ where
         let opened = self.clock.monotonic();
         self.outputs.clear();
         match self.fold(&numbers, opened) {
-            Ok(parts) => self.commit(parts, &metadata),
+            Ok(parts) => {
+                let folded: BTreeSet<i32> = parts.iter().map(|p| p.number).collect();
+                let step = self.commit(parts, &metadata)?;
+                // Only now: a seek may cost the assignment, which must not happen while a batch is open.
+                numbers.difference(&folded).for_each(|p| self.seek_back(*p));
+                Ok(step)
+            }
             Err(error) => self.refused(&numbers, &error),
         }
     }
@@ -380,7 +388,7 @@ where
     fn numbers_to_fold(&self) -> BTreeSet<i32> {
         let mut numbers: BTreeSet<i32> = self.batch.partitions().collect();
         // While a range is narrowed down, nothing else shares its transaction.
-        if !(self.halving.is_active() && !numbers.is_empty()) {
+        if numbers.is_empty() || !self.halving.is_active() {
             let now = self.clock.now();
             let due = |slot: &Slot| matches!(slot, Slot::Running(r) if r.timer_is_due(now));
             numbers.extend(self.slots.iter().filter(|(_, slot)| due(slot)).map(|(p, _)| *p));
@@ -395,9 +403,8 @@ where
         let mut parts = Vec::with_capacity(numbers.len());
         for &number in numbers {
             if self.clock.monotonic() - opened >= self.config.transaction_timeout / 4 {
-                // The hold limit of a batch: what is not folded by now waits for the next one.
-                self.seek_back(number);
-                continue;
+                // The hold limit of a batch, half of it for writing: what is not folded by now waits for the next one.
+                break;
             }
             let Some(Slot::Running(running)) = self.slots.get_mut(&number) else { continue };
             let records = self.batch.records(number);
@@ -439,7 +446,8 @@ where
             Ok(()) => {
                 metrics::histogram!("casestream_txn_commit_seconds")
                     .record((self.clock.monotonic() - began).as_secs_f64());
-                self.halving.committed();
+                metrics::histogram!("casestream_batch_records").record(records as f64);
+                self.halving.committed(records);
                 self.merge(parts);
                 Ok(Step::Committed { records, partitions })
             }
@@ -680,6 +688,7 @@ fn count_merged(overlay: &Overlay) {
         metrics::counter!("casestream_records_late_total").increment(late);
         metrics::counter!("casestream_mispartitioned_total").increment(rerouted);
     }
+    metrics::counter!("casestream_timers_total").increment(overlay.timers());
     metrics::histogram!("casestream_batch_dirty_users").record(overlay.users_written() as f64);
 }
 

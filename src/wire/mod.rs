@@ -2,8 +2,10 @@
 //! how anything is written down.
 
 pub mod avro;
+pub mod bytes;
 pub mod dead_letter;
 pub mod framing;
 pub mod headers;
 pub mod mapping;
 pub mod state;
+mod state_parts;

@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 
+use super::bytes::{Reader, Writer};
+use super::state_parts as parts;
 use crate::domain::Day;
 use crate::engine::User;
+use crate::engine::state::{Head, LIMIT_BYTES, STATE_BYTES_MAX, Seen};
 
 /// Format number of every value written.
 pub const FORMAT: u8 = 1;
@@ -25,6 +28,9 @@ pub enum Segment {
     Seen,
     Day(Day),
 }
+
+/// What to write of a user: a part and its bytes, `None` for a tombstone.
+pub type Records = Vec<(Segment, Option<Arc<[u8]>>)>;
 
 /// Why bytes are not a state we can read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,29 +64,159 @@ pub fn parse_key(key: &[u8]) -> Option<(&str, Segment)> {
 
 /// The commit that wrote a value.
 pub fn commit_no(value: &[u8]) -> Result<i64, Error> {
-    let _ = value;
-    Err(Error::Damaged { what: "too short" })
+    open(value).map(|(commit_no, _)| commit_no)
 }
 
 /// Decodes a whole user.
 pub fn decode(bytes: &UserBytes) -> Result<User, Error> {
-    let _ = bytes;
-    Ok(User::default())
+    let mut user = User::default();
+    if let Some(head) = &bytes.head {
+        user.head = decode_head(head)?;
+    }
+    if let Some(seen) = &bytes.seen {
+        user.seen = body(seen, parts::read_seen)?;
+    }
+    user.days.reserve(bytes.days.len() + 1);
+    for (day, value) in &bytes.days {
+        let segment = body(value, parts::read_day)?;
+        if segment.day != *day || user.days.last().is_some_and(|last| last.day >= *day) {
+            return Err(Error::Damaged { what: "a day under another day's key" });
+        }
+        user.days.push(segment);
+    }
+    Ok(user)
 }
 
 /// Decodes the head alone.
 pub fn decode_head(value: &[u8]) -> Result<crate::engine::state::Head, Error> {
-    let _ = value;
-    Ok(Default::default())
+    body(value, parts::read_head)
 }
 
 /// Encodes what changed, clears the change marks, and returns the new resident bytes with the records to write
 /// (`None` is a tombstone). Unchanged segments share their bytes with `previous`.
-pub fn encode_changed(
-    user: &mut User,
-    previous: &UserBytes,
-    commit_no: i64,
-) -> (UserBytes, Vec<(Segment, Option<Arc<[u8]>>)>) {
-    let _ = (user, commit_no);
-    (previous.clone(), Vec::new())
+pub fn encode_changed(user: &mut User, previous: &UserBytes, commit_no: i64) -> (UserBytes, Records) {
+    let mut now = encode_parts(user, previous, commit_no);
+    while size(&now) > STATE_BYTES_MAX && shed(user) {
+        now = encode_parts(user, previous, commit_no);
+    }
+    let changes = std::mem::take(&mut user.changes);
+    let mut records = Vec::with_capacity(2 + changes.days.len() + changes.dropped.len());
+    let existed = |day: &Day| previous.days.binary_search_by_key(day, |d| d.0).is_ok();
+    for day in changes.dropped.iter().filter(|d| existed(d) && user.day(**d).is_none()) {
+        records.push((Segment::Day(*day), None));
+    }
+    for day in &changes.days {
+        if let Ok(n) = now.days.binary_search_by_key(day, |d| d.0) {
+            records.push((Segment::Day(*day), Some(now.days[n].1.clone())));
+        }
+    }
+    if changes.seen && (now.seen.is_some() || previous.seen.is_some()) {
+        records.push((Segment::Seen, now.seen.clone()));
+    }
+    if changes.head && (now.head.is_some() || previous.head.is_some()) {
+        records.push((Segment::Head, now.head.clone()));
+    }
+    (now, records)
+}
+
+/// The user's resident bytes with the changed parts made anew. An empty head or seen has no bytes: a tombstone.
+fn encode_parts(user: &User, previous: &UserBytes, commit_no: i64) -> UserBytes {
+    let mut buffer = Vec::with_capacity(1_024);
+    let mut make = |write: &mut dyn FnMut(&mut Writer<'_>)| -> Arc<[u8]> {
+        buffer.clear();
+        let mut w = Writer(&mut buffer);
+        w.u8(FORMAT);
+        w.i64(commit_no);
+        write(&mut w);
+        Arc::from(buffer.as_slice())
+    };
+    let head = match user.changes.head {
+        true if user.head == Head::default() => None,
+        true => Some(make(&mut |w| parts::write_head(w, &user.head))),
+        false => previous.head.clone(),
+    };
+    let seen = match user.changes.seen {
+        true if user.seen == Seen::default() => None,
+        true => Some(make(&mut |w| parts::write_seen(w, &user.seen))),
+        false => previous.seen.clone(),
+    };
+    let mut days = Vec::with_capacity(user.days.len());
+    for segment in &user.days {
+        let changed = user.changes.days.binary_search(&segment.day).is_ok();
+        let old = previous.days.binary_search_by_key(&segment.day, |d| d.0).ok().filter(|_| !changed);
+        let bytes = match old {
+            Some(n) => previous.days[n].1.clone(),
+            None => make(&mut |w| parts::write_day(w, segment)),
+        };
+        days.push((segment.day, bytes));
+    }
+    UserBytes { head, seen, days }
+}
+
+fn size(bytes: &UserBytes) -> usize {
+    let single = [&bytes.head, &bytes.seen].into_iter().flatten().map(|b| b.len()).sum::<usize>();
+    single + bytes.days.iter().map(|d| d.1.len()).sum::<usize>()
+}
+
+/// Makes the state smaller: the oldest day that still knows its single signals forgets them, the newest day only
+/// those with the larger half of ids. `false` when there is nothing left to forget.
+fn shed(user: &mut User) -> bool {
+    let Some(n) = user.days.iter().position(|d| !d.signals.is_empty()) else { return false };
+    let newest = n + 1 == user.days.len();
+    let segment = &mut user.days[n];
+    let keep = if newest { segment.signals.len() / 2 } else { 0 };
+    segment.signals.truncate(keep);
+    user.changes.mark_day(segment.day);
+    user.changes.head = true;
+    user.head.limits |= LIMIT_BYTES;
+    true
+}
+
+/// The commit number and the body of a value.
+fn open(value: &[u8]) -> Result<(i64, Reader<'_>), Error> {
+    let mut r = Reader(value);
+    match r.u8()? {
+        FORMAT => Ok((r.i64()?, r)),
+        found => Err(Error::Format { found }),
+    }
+}
+
+fn body<T>(value: &[u8], read: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    let (_, mut r) = open(value)?;
+    let part = read(&mut r)?;
+    r.end()?;
+    Ok(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_an_error_and_never_a_panic() {
+        let mut user = User::default();
+        user.head.user_rev = 7;
+        user.changes.head = true;
+        let (bytes, _) = encode_changed(&mut user, &UserBytes::default(), -3);
+        let value = bytes.head.expect("a head was written");
+        assert_eq!(commit_no(&value), Ok(-3));
+        for end in 0..value.len() {
+            assert!(decode_head(&value[..end]).is_err(), "cut at {end}");
+        }
+        let mut longer = value.to_vec();
+        longer.push(0);
+        assert_eq!(decode_head(&longer), Err(Error::Damaged { what: "trailing bytes" }));
+        longer[0] = 9;
+        assert_eq!(decode_head(&longer), Err(Error::Format { found: 9 }));
+    }
+
+    #[test]
+    fn keys_are_read_back() {
+        for segment in [Segment::Head, Segment::Seen, Segment::Day(Day(20_000))] {
+            let mut key = Vec::new();
+            write_key("u1", segment, &mut key);
+            assert_eq!(parse_key(&key), Some(("u1", segment)));
+        }
+        assert_eq!(parse_key(b"\0meta"), None);
+    }
 }

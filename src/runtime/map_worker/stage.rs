@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use smallvec::SmallVec;
-
 use super::ledger::Ledger;
 use super::people::People;
 use crate::domain::partitioner::partition_of;
@@ -120,7 +118,7 @@ impl Batch {
 
 impl Dead {
     fn send(&self, partitions: i32, send: &mut impl FnMut(&Outgoing<'_>) -> Result<(), Error>) -> Result<(), Error> {
-        let original: SmallVec<[(&str, Option<&[u8]>); 8]> =
+        let original: Vec<(&str, Option<&[u8]>)> =
             self.headers.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
         let letter = DeadLetter {
             code: self.code.as_str(),

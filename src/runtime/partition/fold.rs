@@ -24,19 +24,14 @@ use crate::engine::{DeadCode, Input, Numbers, Outcome, Position, User, event_id}
 use crate::runtime::batch::{BASELINES, BatchRecord, COMMANDS, DIRECTORY, INPUTS, Records, SIGNALS, input_name};
 use crate::topology::{META_KEY, Topic};
 use crate::wire::avro::{DecodeError, Decoder, Encoder};
+use crate::wire::dead_letter::Stage;
+use crate::wire::headers::{self, Origin};
 use crate::wire::state::{self, UserBytes};
 
 /// Users whose timers run in one batch; the others follow in the next. Part of what `verify` repeats, so a constant.
 pub const TIMERS_PER_BATCH_MAX: usize = 2_000;
 /// Due instants of one user in one go; more means that the state cannot come to rest.
 const DUES_PER_USER_MAX: usize = 10_000;
-
-/// The position, as first written, of a record that was re-routed or redriven: `topic:partition:offset`.
-pub const ORIGIN: &str = "casestream-origin";
-/// Present on a record that was re-routed once.
-pub const REROUTED: &str = "casestream-rerouted";
-/// W3C trace context.
-pub const TRACEPARENT: &str = "traceparent";
 
 /// What the fold borrows from its caller; none of it is state of the partition.
 pub struct Tools<'a> {
@@ -101,11 +96,10 @@ struct Touched {
     previous_due: Option<Timestamp>,
     resident: bool,
     due: Option<Timestamp>,
-    /// `due` was computed before the last input.
-    due_stale: bool,
     /// Something was accepted: publish at the end.
     accepted: bool,
-    traceparent: Option<Vec<u8>>,
+    /// Of the last accepted input; empty when it had none.
+    traceparent: Vec<u8>,
 }
 
 /// Folds one batch. On an error nothing is left in `out`.
@@ -151,6 +145,16 @@ struct Fold<'f, 't> {
     holds: [Option<Hold>; INPUTS],
     tally: Tally,
     timers: u64,
+    /// The origin header of the current record.
+    buffer: Vec<u8>,
+}
+
+/// What the outputs of an input take from its record.
+struct From<'a> {
+    origin: Origin<'a>,
+    header: &'a [u8],
+    cause: RecordId,
+    trace: Option<&'a [u8]>,
 }
 
 impl<'f, 't> Fold<'f, 't> {
@@ -179,6 +183,7 @@ impl<'f, 't> Fold<'f, 't> {
             holds: Default::default(),
             tally: Tally::default(),
             timers: 0,
+            buffer: Vec::new(),
         }
     }
 
@@ -208,21 +213,19 @@ impl<'f, 't> Fold<'f, 't> {
         Ok(())
     }
 
-    /// Runs everything of one user that is due on stream time, so that a backlog closes windows as it would have live.
+    /// Runs everything of one user that is due on stream time. Users with records need no such care later in the
+    /// batch: the engine lets everything due before a record happen first.
     fn run_due(&mut self, at: usize) -> Result<(), Abandon> {
-        if std::mem::take(&mut self.touched[at].due_stale) {
-            self.touched[at].due = self.due_of(at);
-        }
+        let mut due = self.touched[at].due;
         for _ in 0..DUES_PER_USER_MAX {
-            let Some(due) = self.touched[at].due.filter(|due| *due <= self.stream_time) else { return Ok(()) };
-            let outcome = self.apply(at, Input::Timer { due }, None, None, None);
-            self.touched[at].due_stale = false;
-            match outcome {
+            let Some(instant) = due.filter(|due| *due <= self.stream_time) else { return Ok(()) };
+            match self.apply(at, Input::Timer { due: instant }, None) {
                 Ok(Outcome::Scored) => self.timers += 1,
                 Err(Trouble::Careful) => return Err(Abandon::Careful),
                 Ok(_) | Err(Trouble::Dead(_)) => break,
             }
-            self.touched[at].due = self.due_of(at);
+            due = self.due_of(at);
+            self.touched[at].due = due;
         }
         // A timer that panics or does nothing would be due for ever: it waits for the user's next input instead.
         let user = crate::engine::state::hash64(&self.touched[at].key);
@@ -238,7 +241,11 @@ impl<'f, 't> Fold<'f, 't> {
 
     fn record(&mut self, record: &BatchRecord<'_>) -> Result<(), Abandon> {
         let number = self.partition.number();
-        assert!(record.partition == number, "a record of partition {} came to partition {number}", record.partition);
+        assert!(
+            record.partition == number,
+            "INV-8: a record of partition {} came to partition {number}",
+            record.partition
+        );
         assert!(
             record.offset >= self.next[record.input],
             "INV-4: offset {} of {}-{number} is below the position {}",
@@ -281,7 +288,6 @@ impl<'f, 't> Fold<'f, 't> {
             return Ok(());
         }
         let at = self.touch(&directory.user_key);
-        self.run_due(at)?;
         match self.apply_record(at, Input::Directory(&directory), record) {
             Ok(Outcome::Scored) => self.count(DIRECTORY, None, Ok(Row::Applied)),
             Ok(Outcome::Dead(code)) => self.dead(record, None, code.as_str(), "the engine cannot take the record"),
@@ -311,7 +317,6 @@ impl<'f, 't> Fold<'f, 't> {
             return Ok(());
         }
         let at = self.touch(&signal.user_key);
-        self.run_due(at)?;
         let before = self.stream_time;
         self.stream_time = before.max(signal.occurred_at.min(record.timestamp));
         let outcome = self.apply_record(at, Input::Signal(&signal), record);
@@ -351,7 +356,6 @@ impl<'f, 't> Fold<'f, 't> {
                 assert!(set.hash == hash, "the set {} was loaded for {hash}", set.hash);
                 self.policies = Some(set);
                 self.switched = true;
-                self.touched.iter_mut().for_each(|t| t.due_stale = true);
                 Answer {
                     row: Row::Accepted,
                     outcome: "accepted",
@@ -409,10 +413,12 @@ impl<'f, 't> Fold<'f, 't> {
             hint: answer.hint.map(Text::borrowed),
             ..CommandResult::default()
         };
+        let original = record.headers();
+        let trace = headers::traceparent(&original);
         let writer = self.out.record(Topic::CommandResults, self.partition.number()).cause(Some(id_of(record)));
         writer
             .key(command.user_key.as_bytes())
-            .event(&result.envelope)
+            .headers(&headers::event(Topic::CommandResults, &result.envelope.event_id, None, trace))
             .encoded(self.tools.encoder, &result)
             .and_then(super::outputs::Writer::finish)
             .expect("a result is smaller than its command, and has the schema's shape");
@@ -443,24 +449,17 @@ impl<'f, 't> Fold<'f, 't> {
 
     /// Writes the record again where it belongs, once. The only output that may go to another partition.
     fn reroute(&mut self, record: &BatchRecord<'_>, source: Option<usize>, topic: Topic, user_key: &str) {
-        if record.header(REROUTED).is_some() {
+        let original = record.headers();
+        if headers::is_rerouted(&original) {
             return self.dead(record, source, "partition.loop", "the record was re-routed before");
         }
         let to = partition_of(user_key.as_bytes(), self.partition.partitions());
-        let position = position_of(record);
-        let origin = format!("{}:{}:{}", position.topic, position.partition, position.offset);
-        let mut writer = self.out.record(topic, to).cause(Some(id_of(record))).key(user_key.as_bytes());
-        for (name, value) in record.headers() {
-            if name != ORIGIN {
-                writer = writer.foreign_header(name, value.unwrap_or_default());
-            }
-        }
-        let written = writer
-            .header(ORIGIN, origin.as_bytes())
-            .header(REROUTED, b"1")
-            .value(record.value.unwrap_or_default())
-            .timestamp(record.timestamp)
-            .finish();
+        let origin = Origin::of(&original, input_name(record.input), record.partition, record.offset);
+        let mut buffer = Vec::with_capacity(48);
+        let headers = headers::rerouted(&original, origin.write(&mut buffer));
+        let writer = self.out.record(topic, to).cause(Some(id_of(record))).key(user_key.as_bytes());
+        let written =
+            writer.headers(&headers).value(record.value.unwrap_or_default()).timestamp(record.timestamp).finish();
         match written {
             Ok(()) => self.count(record.input, source, Ok(Row::Rerouted)),
             Err(error) => self.dead(record, source, error.code(), "the record has too many headers to be re-routed"),
@@ -469,11 +468,22 @@ impl<'f, 't> Fold<'f, 't> {
 
     fn dead_undecoded(&mut self, record: &BatchRecord<'_>, code: &'static str, why: &str) {
         let source = (record.input == SIGNALS).then(|| self.tally.source("unknown"));
-        self.dead(record, source, code, why);
+        self.dead_at(record, source, Stage::Decode, code, why);
     }
 
     fn dead(&mut self, record: &BatchRecord<'_>, source: Option<usize>, code: &'static str, why: &str) {
-        super::letter::write(self.out, record, code, why);
+        self.dead_at(record, source, Stage::Engine, code, why);
+    }
+
+    fn dead_at(
+        &mut self,
+        record: &BatchRecord<'_>,
+        source: Option<usize>,
+        stage: Stage,
+        code: &'static str,
+        why: &str,
+    ) {
+        super::letter::write(self.out, record, stage, code, why);
         let source = source.or_else(|| (record.input == SIGNALS).then(|| self.tally.source("unknown")));
         let late = record.input == SIGNALS && code == DeadCode::TooLate.as_str();
         self.count(record.input, source, if late { Ok(Row::Late) } else { Err(code) });
@@ -495,30 +505,24 @@ impl<'f, 't> Fold<'f, 't> {
         if let Some(at) = self.index.get(user_key) {
             return *at;
         }
-        let resident = self.partition.user(user_key);
-        let touched = match resident {
-            Some((key, resident)) => Touched {
-                key: key.clone(),
-                user: state::decode(&resident.bytes).expect("resident state was read or written by this process"),
-                previous: resident.bytes.clone(),
-                previous_due: resident.next_due,
-                resident: true,
-                due: resident.next_due,
-                due_stale: self.switched,
-                accepted: false,
-                traceparent: None,
-            },
-            None => Touched {
-                key: Arc::from(user_key),
-                user: User::default(),
-                previous: UserBytes::default(),
-                previous_due: None,
-                resident: false,
-                due: None,
-                due_stale: false,
-                accepted: false,
-                traceparent: None,
-            },
+        let known = self.partition.user(user_key);
+        let (key, previous, due) = match known {
+            Some((key, resident)) => (key.clone(), resident.bytes.clone(), resident.next_due),
+            None => (Arc::from(user_key), UserBytes::default(), None),
+        };
+        let user = match known {
+            Some(_) => state::decode(&previous).expect("resident state was read or written by this process"),
+            None => User::default(),
+        };
+        let touched = Touched {
+            key,
+            user,
+            previous,
+            previous_due: due,
+            resident: known.is_some(),
+            due,
+            accepted: false,
+            traceparent: Vec::new(),
         };
         self.index.insert(touched.key.clone(), self.touched.len());
         self.touched.push(touched);
@@ -526,23 +530,22 @@ impl<'f, 't> Fold<'f, 't> {
     }
 
     fn apply_record(&mut self, at: usize, input: Input<'_>, record: &BatchRecord<'_>) -> Result<Outcome, Trouble> {
-        let trace = record.header(TRACEPARENT);
-        let outcome = self.apply(at, input, Some(&position_of(record)), Some(id_of(record)), trace)?;
-        if let (Outcome::Scored, Some(trace)) = (outcome, trace) {
-            self.touched[at].traceparent = Some(trace.to_vec());
+        let headers = record.headers();
+        let origin = Origin::of(&headers, input_name(record.input), record.partition, record.offset);
+        let trace = headers::traceparent(&headers);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let from = From { origin, header: origin.write(&mut buffer), cause: id_of(record), trace };
+        let outcome = self.apply(at, input, Some(&from));
+        self.buffer = buffer;
+        if let (Ok(Outcome::Scored), Some(trace)) = (&outcome, trace) {
+            self.touched[at].traceparent.clear();
+            self.touched[at].traceparent.extend_from_slice(trace);
         }
-        Ok(outcome)
+        outcome
     }
 
     /// Runs the engine on one input. A panic, or a record too large to write, leaves no trace of the input.
-    fn apply(
-        &mut self,
-        at: usize,
-        input: Input<'_>,
-        position: Option<&Position<'_>>,
-        cause: Option<RecordId>,
-        traceparent: Option<&[u8]>,
-    ) -> Result<Outcome, Trouble> {
+    fn apply(&mut self, at: usize, input: Input<'_>, from: Option<&From<'_>>) -> Result<Outcome, Trouble> {
         let mark = self.out.mark();
         let saved = self.careful.then(|| (self.touched[at].user.clone(), self.numbers));
         let Touched { key, user, .. } = &mut self.touched[at];
@@ -552,17 +555,20 @@ impl<'f, 't> Fold<'f, 't> {
             outputs: self.out,
             encoder: self.tools.encoder,
             partition: self.partition.number(),
-            cause,
-            traceparent,
+            cause: from.map(|f| f.cause),
+            origin: from.map(|f| f.header),
+            traceparent: from.and_then(|f| f.trace),
             too_large: false,
         };
+        let position =
+            from.map(|f| Position { topic: f.origin.topic, partition: f.origin.partition, offset: f.origin.offset });
         let numbers = &mut self.numbers;
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| apply(user, key, input, position, &context, numbers, &mut publisher)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            apply(user, key, input, position.as_ref(), &context, numbers, &mut publisher)
+        }));
         let trouble = match outcome {
             Ok(_) if publisher.too_large => "record.poison",
             Ok(outcome) => {
-                self.touched[at].due_stale = true;
                 self.touched[at].accepted |= matches!(outcome, Outcome::Scored | Outcome::Unscored);
                 return Ok(outcome);
             }
@@ -614,7 +620,8 @@ impl<'f, 't> Fold<'f, 't> {
             encoder: self.tools.encoder,
             partition: self.partition.number(),
             cause: None,
-            traceparent: touched.traceparent.as_deref(),
+            origin: None,
+            traceparent: Some(touched.traceparent.as_slice()).filter(|t| !t.is_empty()),
             too_large: false,
         };
         let (user, key, previous, accepted) = (&mut touched.user, &touched.key, &touched.previous, touched.accepted);
@@ -624,7 +631,7 @@ impl<'f, 't> Fold<'f, 't> {
             }
             let changed = user.changes != Default::default();
             let encoded = changed.then(|| state::encode_changed(user, previous, commit_no));
-            (encoded, if accepted { next_due(user, &context) } else { touched.due })
+            (encoded, if changed || accepted { next_due(user, &context) } else { touched.due })
         }));
         let too_large = publisher.too_large;
         let poison = |code| {
@@ -643,7 +650,7 @@ impl<'f, 't> Fold<'f, 't> {
         }
         assert!(
             self.partition.holds_user(&touched.key),
-            "INV-5: a user of another partition would be written to partition {}",
+            "INV-8: a user of another partition would be written to partition {}",
             self.partition.number()
         );
         let mut state_key = Vec::with_capacity(touched.key.len() + 12);
@@ -718,15 +725,8 @@ fn id_of(record: &BatchRecord<'_>) -> RecordId {
     RecordId { input: record.input, partition: record.partition, offset: record.offset }
 }
 
-/// Where a record was first written. Only an origin on the same topic counts: ids must not change when a record is
-/// re-routed or redriven, and must differ between records mapped from the same raw one.
-pub(super) fn position_of<'a>(record: &BatchRecord<'a>) -> Position<'a> {
-    let topic = input_name(record.input);
-    let origin = record.header(ORIGIN).and_then(|value| {
-        let mut parts = std::str::from_utf8(value).ok()?.split(':');
-        let same = parts.next()? == topic;
-        let (partition, offset) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        (same && parts.next().is_none()).then_some(Position { topic, partition, offset })
-    });
-    origin.unwrap_or(Position { topic, partition: record.partition, offset: record.offset })
+/// Where a record was first written: ids must not change when it is re-routed.
+fn position_of<'a>(record: &BatchRecord<'a>) -> Position<'a> {
+    let origin = Origin::of(&record.headers(), input_name(record.input), record.partition, record.offset);
+    Position { topic: origin.topic, partition: origin.partition, offset: origin.offset }
 }

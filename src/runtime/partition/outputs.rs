@@ -15,6 +15,7 @@ use crate::engine::Sink;
 use crate::runtime::ports::Outgoing;
 use crate::topology::{OUTPUT_BYTES_MAX, Topic};
 use crate::wire::avro::{EncodeError, Encoder};
+use crate::wire::headers;
 
 /// An input record, as the cause of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,12 +29,6 @@ pub struct RecordId {
 struct Span {
     at: usize,
     len: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Name {
-    Fixed(&'static str),
-    Copied(Span),
 }
 
 #[derive(Clone, Debug)]
@@ -68,7 +63,7 @@ pub struct Mark {
 pub struct Outputs {
     bytes: Vec<u8>,
     records: Vec<Record>,
-    headers: Vec<(Name, Span)>,
+    headers: Vec<(Span, Span)>,
 }
 
 impl Outputs {
@@ -120,10 +115,7 @@ impl Outputs {
         for record in &self.records {
             headers.clear();
             for (name, value) in &self.headers[record.headers.0..record.headers.1] {
-                let name = match name {
-                    Name::Fixed(name) => name,
-                    Name::Copied(span) => std::str::from_utf8(self.span(*span)).expect("copied from text"),
-                };
+                let name = std::str::from_utf8(self.span(*name)).expect("copied from text");
                 headers.push((name, self.span(*value)));
             }
             let outgoing = Outgoing {
@@ -197,21 +189,6 @@ impl Writer<'_> {
         Ok(self)
     }
 
-    /// Adds a header of ours.
-    pub fn header(self, name: &'static str, value: &[u8]) -> Self {
-        let value = self.outputs.copy(value);
-        self.outputs.headers.push((Name::Fixed(name), value));
-        self
-    }
-
-    /// Adds a header of a record that came in.
-    pub fn foreign_header(self, name: &str, value: &[u8]) -> Self {
-        let name = self.outputs.copy(name.as_bytes());
-        let value = self.outputs.copy(value);
-        self.outputs.headers.push((Name::Copied(name), value));
-        self
-    }
-
     /// Stamps the record with another time than that of writing.
     pub fn timestamp(mut self, timestamp: Timestamp) -> Self {
         self.record.timestamp = Some(timestamp);
@@ -224,14 +201,14 @@ impl Writer<'_> {
         self
     }
 
-    /// Adds the CloudEvents headers of an event.
-    pub fn event(self, envelope: &Envelope<'_>) -> Self {
-        let name = self.record.topic.spec().schema.unwrap_or("record");
-        self.header("ce_specversion", b"1.0")
-            .header("ce_id", envelope.event_id.as_bytes())
-            .header("ce_source", b"/casestream")
-            .header("ce_type", name.as_bytes())
-            .header("content-type", b"application/avro")
+    /// Adds headers, names included.
+    pub fn headers(self, list: &[(&str, &[u8])]) -> Self {
+        for (name, value) in list {
+            let name = self.outputs.copy(name.as_bytes());
+            let value = self.outputs.copy(value);
+            self.outputs.headers.push((name, value));
+        }
+        self
     }
 
     /// Makes the record exist, unless it is larger than the broker takes.
@@ -262,6 +239,8 @@ pub struct Publisher<'a> {
     pub encoder: &'a mut Encoder,
     pub partition: i32,
     pub cause: Option<RecordId>,
+    /// Where the input record was first written, as a header's value.
+    pub origin: Option<&'a [u8]>,
     /// W3C trace context of the input record, passed on.
     pub traceparent: Option<&'a [u8]>,
     /// A record was larger than the broker takes; what was published is to be taken back.
@@ -270,11 +249,8 @@ pub struct Publisher<'a> {
 
 impl Publisher<'_> {
     fn publish<T: Serialize>(&mut self, topic: Topic, key: &str, envelope: &Envelope<'_>, value: &T) {
-        let writer = self.outputs.record(topic, self.partition).key(key.as_bytes()).cause(self.cause).event(envelope);
-        let writer = match self.traceparent {
-            Some(trace) => writer.header("traceparent", trace),
-            None => writer,
-        };
+        let headers = headers::event(topic, &envelope.event_id, self.origin, self.traceparent);
+        let writer = self.outputs.record(topic, self.partition).key(key.as_bytes()).cause(self.cause).headers(&headers);
         let written = writer.encoded(self.encoder, value).and_then(Writer::finish);
         self.note(written);
     }
@@ -329,14 +305,13 @@ mod tests {
         let state: Arc<[u8]> = Arc::from(&b"state"[..]);
         outputs.record(Topic::UserState, 3).key(b"u").shared(Some(state.clone())).finish().unwrap();
         let mark = outputs.mark();
-        drop(outputs.record(Topic::Alerts, 3).key(b"never finished").header("a", b"b"));
+        drop(outputs.record(Topic::Alerts, 3).key(b"never finished").headers(&[("a", b"b")]));
         assert_eq!(outputs.mark(), mark, "an unfinished record leaves nothing");
         let cause = Some(RecordId { input: 3, partition: 3, offset: 9 });
         outputs
             .record(Topic::DeadLetters, 3)
             .value(b"bytes")
-            .header("casestream-reason", b"too_late")
-            .foreign_header("traceparent", b"00-1")
+            .headers(&[("casestream-reason", b"too_late"), ("traceparent", b"00-1")])
             .timestamp(Timestamp(5))
             .cause(cause)
             .finish()
@@ -361,7 +336,8 @@ mod tests {
         let big = vec![0; OUTPUT_BYTES_MAX];
         assert!(outputs.record(Topic::DeadLetters, 0).value(&big).finish().is_ok());
         let mark = outputs.mark();
-        let error = outputs.record(Topic::DeadLetters, 0).value(&big).header("one", b"more").finish().unwrap_err();
+        let error =
+            outputs.record(Topic::DeadLetters, 0).value(&big).headers(&[("one", b"more")]).finish().unwrap_err();
         assert_eq!((error.code(), outputs.mark()), ("record.too_large", mark));
     }
 
@@ -369,12 +345,23 @@ mod tests {
     fn a_user_who_left_gets_tombstones() {
         let (mut outputs, mut encoder) = (Outputs::default(), Encoder::new(&Schemas::built_in()));
         let (outputs, encoder) = (&mut outputs, &mut encoder);
-        let mut publisher =
-            Publisher { outputs, encoder, partition: 1, cause: None, traceparent: None, too_large: false };
+        let mut publisher = Publisher {
+            outputs,
+            encoder,
+            partition: 1,
+            cause: None,
+            origin: None,
+            traceparent: None,
+            too_large: false,
+        };
         publisher.gone("u1");
         publisher.score(&RiskScore::default());
         let mut topics = Vec::new();
-        publisher.outputs.try_each(|r, _| Ok::<_, ()>(topics.push((r.topic, r.value.is_some())))).unwrap();
+        let each = publisher.outputs.try_each(|r, _| {
+            topics.push((r.topic, r.value.is_some()));
+            Ok::<(), ()>(())
+        });
+        each.unwrap();
         assert_eq!(topics, [("risk-scores", false), ("risk-levels", false), ("risk-scores", true)]);
     }
 }

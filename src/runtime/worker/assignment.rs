@@ -159,10 +159,10 @@ where
     }
 
     fn note_retry(&self, number: i32, why: &str) {
-        if let Some(Slot::Pending { why: before, .. }) = self.slots.get(&number) {
-            if before != why {
-                tracing::info!(partition = number, why, "restoring a partition is retried");
-            }
+        if let Some(Slot::Pending { why: before, .. }) = self.slots.get(&number)
+            && before != why
+        {
+            tracing::info!(partition = number, why, "restoring a partition is retried");
         }
     }
 
@@ -231,7 +231,9 @@ where
                 positions.extend(offsets(*number, running.partition.positions()));
             }
         }
-        let done = if self.started { self.group.seek(&positions) } else { self.group.start(&positions) };
+        // A halted partition is left out for good, not only moved: its offsets may not exist.
+        let moved = self.started && self.halted().next().is_none();
+        let done = if moved { self.group.seek(&positions) } else { self.group.start(&positions) };
         match done {
             Ok(()) => {
                 self.answer_due = false;

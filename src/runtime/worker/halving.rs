@@ -29,6 +29,8 @@ pub type Range = (Option<RecordId>, usize);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Halving {
     limit: usize,
+    /// Records of the last range that failed which have not been committed since.
+    suspects: usize,
     range: Range,
     aborts: u32,
     probed: bool,
@@ -37,7 +39,7 @@ pub struct Halving {
 
 impl Default for Halving {
     fn default() -> Halving {
-        Halving { limit: usize::MAX, range: (None, 0), aborts: 0, probed: false, condemned: None }
+        Halving { limit: usize::MAX, suspects: 0, range: (None, 0), aborts: 0, probed: false, condemned: None }
     }
 }
 
@@ -87,19 +89,28 @@ impl Halving {
         self.probed = true;
     }
 
-    /// A batch was committed: twice as many records are tried next.
-    pub fn committed(&mut self) {
-        let limit = self.limit.checked_mul(2).unwrap_or(usize::MAX);
-        *self = Halving { limit: if limit > 1 << 20 { usize::MAX } else { limit }, ..Halving::default() };
+    /// A batch was committed. While a bad range is not used up, the bad record is in what is left of it, so that is
+    /// halved again; after it, twice as many records are tried next.
+    pub fn committed(&mut self, records: usize) {
+        let suspects = self.suspects.saturating_sub(records);
+        let limit = match suspects {
+            0 => self.limit.saturating_mul(2),
+            left => left.div_ceil(2),
+        };
+        let limit = if limit > 1 << 20 { usize::MAX } else { limit };
+        *self = Halving { limit, suspects, ..Halving::default() };
     }
 
     fn enter(&mut self, range: Range) {
         if self.range != range {
-            *self = Halving { limit: self.limit, range, condemned: self.condemned, ..Halving::default() };
+            self.range = range;
+            self.aborts = 0;
+            self.probed = false;
         }
     }
 
     fn halve(&mut self, records: usize) -> Next {
+        self.suspects = records;
         self.limit = records.div_ceil(2).min(records - 1);
         Next::Halve
     }
@@ -125,13 +136,13 @@ mod tests {
     fn drive(count: i64, bad: i64, broker_broken_until: u32) -> (Vec<i64>, u32) {
         let (mut halving, mut at, mut tried, mut dead) = (Halving::default(), 0, 0, vec![]);
         while at < count {
-            let to = (at + 100.min(halving.limit() as i64).max(1)).min(count);
+            let to = (at + halving.limit().min(100) as i64).min(count);
             let range = (Some(id(at)), (to - at) as usize);
             tried += 1;
             let condemned = halving.condemned(range);
             if tried > broker_broken_until && (!(at..to).contains(&bad) || condemned.is_some()) {
                 dead.extend(condemned.map(|_| at));
-                halving.committed();
+                halving.committed(range.1);
                 at = to;
                 continue;
             }
@@ -149,7 +160,7 @@ mod tests {
         for bad in [0, 1, 63, 99, 150] {
             let (dead, tried) = drive(200, bad, 0);
             assert_eq!(dead, [bad]);
-            assert!(tried < 60, "{tried} transactions for record {bad}");
+            assert!(tried < 40, "{tried} transactions for record {bad}");
         }
     }
 

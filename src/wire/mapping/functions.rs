@@ -1,5 +1,6 @@
-//! Functions of our own in mapping programs: `pivot` for name/value lists, `domain_of` and `direction` for addresses.
-//! They exist because every vendor needs them and VRL programs cannot define functions.
+//! Functions of our own in mapping programs: `text` and `list` for fields of any type, `lower_keys` and `pivot` for
+//! shapes, `domain_of` and `direction` for addresses. They exist because every vendor needs them, VRL programs cannot
+//! define functions, and a standard conversion that fails formats an error (about 1 µs) only to be replaced by `""`.
 
 use vrl::compiler::function::{ArgumentList, Compiled, Example, Function, FunctionCompileContext, Parameter};
 use vrl::compiler::state::TypeState;
@@ -12,12 +13,19 @@ use vrl::value::{KeyString, ObjectMap, Value};
 /// What this file adds to the standard functions.
 pub fn own() -> Vec<Box<dyn Function>> {
     vec![
+        Box::new(Own { name: "text", usage: TEXT, kind: kind::BYTES, apply: text }),
+        Box::new(Own { name: "list", usage: LIST, kind: kind::ARRAY, apply: list }),
+        Box::new(Own { name: "lower_keys", usage: LOWER_KEYS, kind: kind::OBJECT, apply: lower_keys }),
         Box::new(Own { name: "pivot", usage: PIVOT, kind: kind::OBJECT, apply: pivot }),
         Box::new(Own { name: "domain_of", usage: DOMAIN_OF, kind: kind::BYTES | kind::NULL, apply: domain_of }),
         Box::new(Own { name: "direction", usage: DIRECTION, kind: kind::BYTES, apply: direction }),
     ]
 }
 
+const TEXT: &str = "The text itself, an integer or boolean as text, else an empty text; of two values the \
+                    first that is not empty. Never fails.";
+const LIST: &str = "The array itself, else an empty one. Never fails.";
+const LOWER_KEYS: &str = "The object with all keys in lower case, at every depth.";
 const PIVOT: &str = "An object from a list of {name, value} objects; the value may be value, intValue, boolValue, \
                      multiValue, multiIntValue or a name/value list of its own. Entries of another shape are left out.";
 const DOMAIN_OF: &str = "The lower-case domain of an address, a URL or a domain; null if there is none.";
@@ -28,6 +36,40 @@ const VALUE_KEYS: [&str; 7] =
     ["value", "Value", "intValue", "boolValue", "multiValue", "multiIntValue", "multiBoolValue"];
 
 type Apply = fn(Value, &[Value]) -> Value;
+
+fn text(value: Value, _: &[Value]) -> Value {
+    match value {
+        Value::String(_) => value,
+        Value::Bytes(_) => value.to_str_lossy().map_or(Value::Null, Value::from),
+        Value::Integer(number) => Value::from(number.to_string()),
+        Value::Boolean(flag) => Value::from(if flag { "true" } else { "false" }),
+        _ => Value::from(""),
+    }
+}
+
+fn list(value: Value, _: &[Value]) -> Value {
+    if value.is_array() { value } else { Value::Array(Vec::new()) }
+}
+
+fn lower_keys(value: Value, _: &[Value]) -> Value {
+    match value {
+        Value::Object(map) => Value::Object(map.into_iter().map(lower_key).collect()),
+        _ => Value::Object(ObjectMap::new()),
+    }
+}
+
+/// Depth is bounded by the JSON reader.
+fn lower_key((key, value): (KeyString, Value)) -> (KeyString, Value) {
+    (KeyString::from(key.as_str().to_lowercase()), lower_inside(value))
+}
+
+fn lower_inside(value: Value) -> Value {
+    match value {
+        Value::Object(map) => Value::Object(map.into_iter().map(lower_key).collect()),
+        Value::Array(items) => Value::Array(items.into_iter().map(lower_inside).collect()),
+        other => other,
+    }
+}
 
 fn pivot(list: Value, _: &[Value]) -> Value {
     let Value::Array(entries) = list else { return Value::Object(ObjectMap::new()) };
@@ -96,19 +138,24 @@ impl Function for Own {
     }
 
     fn parameters(&self) -> &'static [Parameter] {
-        const PARAMETERS: &[Parameter] = &[Parameter::required("value", kind::ANY, "What to look at.")];
-        PARAMETERS
+        const PARAMETERS: &[Parameter] = &[
+            Parameter::required("value", kind::ANY, "What to look at."),
+            Parameter::optional("or", kind::ANY, "What to look at if the value gives an empty text."),
+        ];
+        if self.name == "text" { PARAMETERS } else { &PARAMETERS[..1] }
     }
 
     fn compile(&self, _: &TypeState, _: &mut FunctionCompileContext, arguments: ArgumentList) -> Compiled {
         let company = vrl::path::parse_target_path("%config.company_domains").expect("a constant path");
-        Ok(OwnCall { value: arguments.required("value"), own: *self, company }.as_expr())
+        let (value, or) = (arguments.required("value"), arguments.optional("or"));
+        Ok(OwnCall { value, or, own: *self, company }.as_expr())
     }
 }
 
 #[derive(Clone, Debug)]
 struct OwnCall {
     value: Box<dyn Expression>,
+    or: Option<Box<dyn Expression>>,
     own: Own,
     company: OwnedTargetPath,
 }
@@ -117,12 +164,17 @@ impl FunctionExpression for OwnCall {
     fn resolve(&self, ctx: &mut Context) -> Resolved {
         let value = self.value.resolve(ctx)?;
         let company = ctx.target().target_get(&self.company).ok().flatten().and_then(Value::as_array).unwrap_or(&[]);
-        Ok((self.own.apply)(value, company))
+        let result = (self.own.apply)(value, company);
+        match &self.or {
+            Some(or) if result.to_str() == Some("") => Ok((self.own.apply)(or.resolve(ctx)?, &[])),
+            _ => Ok(result),
+        }
     }
 
     fn type_def(&self, _: &TypeState) -> TypeDef {
         match self.own.name {
-            "pivot" => TypeDef::object(Collection::any()),
+            "pivot" | "lower_keys" => TypeDef::object(Collection::any()),
+            "list" => TypeDef::array(Collection::any()),
             "domain_of" => TypeDef::bytes().or_null(),
             _ => TypeDef::bytes(),
         }

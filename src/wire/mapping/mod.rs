@@ -24,7 +24,9 @@ mod profile;
 mod program;
 #[cfg(feature = "vrl")]
 mod signal_builder;
+#[cfg_attr(not(feature = "vrl"), allow(dead_code, reason = "without programs only names are cleaned"))]
 mod text;
+#[cfg(feature = "vrl")]
 mod when;
 
 pub use code::Code;

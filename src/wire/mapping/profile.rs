@@ -37,8 +37,9 @@ pub const UNBOUNDED: [&str; 6] = ["decode_gzip", "decode_lz4", "decode_snappy", 
 
 /// Every function a program may call.
 pub fn functions() -> Vec<Box<dyn Function>> {
-    let allowed = |f: &Box<dyn Function>| !DENIED.contains(&f.identifier()) && !UNBOUNDED.contains(&f.identifier());
-    let mut all: Vec<_> = vrl::stdlib::all().into_iter().filter(allowed).filter_map(without_zone).collect();
+    let allowed = |name: &str| !DENIED.contains(&name) && !UNBOUNDED.contains(&name);
+    let standard = vrl::stdlib::all().into_iter().filter(|f| allowed(f.identifier()));
+    let mut all: Vec<_> = standard.filter_map(without_zone).collect();
     all.extend(functions::own());
     all
 }

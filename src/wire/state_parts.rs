@@ -1,0 +1,429 @@
+//! The parts of a user's state as bytes, field by field. Every struct is taken apart without `..`, so that a new field
+//! does not compile until it is written and read here.
+
+use super::bytes::{Reader, Writer};
+use super::state::Error;
+use crate::domain::alert::{Status, Window};
+use crate::domain::{Day, Level, Timestamp};
+use crate::engine::state::{
+    AlertState, Change, DaySegment, Directory, Head, Insight, Published, Seen, SignalEntry, Spent,
+};
+
+const CHANGES: [Change; 8] = [
+    Change::None,
+    Change::Opened,
+    Change::EvidenceAdded,
+    Change::Severity,
+    Change::Status,
+    Change::Late,
+    Change::Retracted,
+    Change::Frozen,
+];
+
+/// Appends a head.
+pub fn write_head(w: &mut Writer<'_>, head: &Head) {
+    let Head {
+        user_rev,
+        seq,
+        chain,
+        first_day,
+        last_signal_at,
+        directory,
+        published,
+        alerts,
+        spent,
+        commands,
+        triggers,
+        limits,
+    } = head;
+    w.i64(*user_rev);
+    w.i64(*seq);
+    w.fixed(chain);
+    w.option(first_day.map(|d| d.0.into()));
+    w.i64(last_signal_at.0);
+    w.u8(u8::from(directory.is_some()));
+    if let Some(directory) = directory {
+        write_directory(w, directory);
+    }
+    write_published(w, published);
+    w.u64(alerts.len() as u64);
+    alerts.iter().for_each(|a| write_alert(w, a));
+    w.u64(spent.len() as u64);
+    spent.iter().for_each(|s| write_spent(w, s));
+    for list in [commands, triggers] {
+        w.u64(list.len() as u64);
+        for (hash, at) in list {
+            w.fixed(&hash.to_le_bytes());
+            w.i64(at.0);
+        }
+    }
+    w.u64((*limits).into());
+}
+
+/// Reads a head.
+pub fn read_head(r: &mut Reader<'_>) -> Result<Head, Error> {
+    Ok(Head {
+        user_rev: r.i64()?,
+        seq: r.i64()?,
+        chain: r.fixed()?,
+        first_day: read_day_option(r)?,
+        last_signal_at: Timestamp(r.i64()?),
+        directory: if r.u8()? == 0 { None } else { Some(read_directory(r)?) },
+        published: read_published(r)?,
+        alerts: list(r, read_alert)?,
+        spent: list(r, read_spent)?,
+        commands: list(r, read_stamped)?,
+        triggers: list(r, read_stamped)?,
+        limits: r.u32()?,
+    })
+}
+
+fn write_directory(w: &mut Writer<'_>, directory: &Directory) {
+    let Directory { version, announced, last_day, high_impact, service_account, groups } = directory;
+    w.i64(*version);
+    w.option(announced.map(|t| t.0));
+    w.option(last_day.map(|t| t.0));
+    w.u8(u8::from(*high_impact) | u8::from(*service_account) << 1);
+    w.u64(groups.len() as u64);
+    groups.iter().for_each(|g| w.fixed(&g.to_le_bytes()));
+}
+
+fn read_directory(r: &mut Reader<'_>) -> Result<Directory, Error> {
+    let (version, announced, last_day) = (r.i64()?, r.option()?.map(Timestamp), r.option()?.map(Timestamp));
+    let bits = r.u8()?;
+    let groups = list(r, |r| Ok(u64::from_le_bytes(r.fixed()?)))?;
+    Ok(Directory { version, announced, last_day, high_impact: bits & 1 != 0, service_account: bits & 2 != 0, groups })
+}
+
+fn write_published(w: &mut Writer<'_>, published: &Published) {
+    let Published {
+        score_milli,
+        level,
+        previous_level,
+        level_changed_at,
+        enforcement,
+        previous_enforcement,
+        below_since,
+        as_of,
+        valid_until,
+        next_fall_at,
+        next_level,
+    } = published;
+    w.i64(*score_milli);
+    w.i64(level_changed_at.0);
+    for level in [level, previous_level, enforcement, previous_enforcement, next_level] {
+        w.u8(*level as u8);
+    }
+    w.option(below_since.map(|t| t.0));
+    w.i64(as_of.0);
+    w.i64(valid_until.0);
+    w.option(next_fall_at.map(|t| t.0));
+}
+
+fn read_published(r: &mut Reader<'_>) -> Result<Published, Error> {
+    let (score_milli, level_changed_at) = (r.i64()?, Timestamp(r.i64()?));
+    let [level, previous_level, enforcement, previous_enforcement, next_level] =
+        [read_level(r)?, read_level(r)?, read_level(r)?, read_level(r)?, read_level(r)?];
+    Ok(Published {
+        score_milli,
+        level,
+        previous_level,
+        level_changed_at,
+        enforcement,
+        previous_enforcement,
+        below_since: r.option()?.map(Timestamp),
+        as_of: Timestamp(r.i64()?),
+        valid_until: Timestamp(r.i64()?),
+        next_fall_at: r.option()?.map(Timestamp),
+        next_level,
+    })
+}
+
+fn write_alert(w: &mut Writer<'_>, alert: &AlertState) {
+    let AlertState {
+        id,
+        number,
+        policy,
+        status,
+        revision,
+        window,
+        severity,
+        severity_peak,
+        score_milli,
+        evidence,
+        predecessor,
+        change,
+        expires_at,
+    } = alert;
+    let Window { opened_at, last_activity_at, closes_at, max_at, frozen } = window;
+    w.fixed(id);
+    w.i64(*number);
+    w.fixed(&policy.to_le_bytes());
+    w.u8(Status::ALL.iter().position(|s| s == status).expect("every status is listed") as u8);
+    w.i64(*revision);
+    for at in [opened_at, last_activity_at, closes_at, max_at, expires_at] {
+        w.i64(at.0);
+    }
+    w.u8(u8::from(*frozen) | u8::from(predecessor.is_some()) << 1);
+    w.fixed(&predecessor.unwrap_or_default()[..if predecessor.is_some() { 16 } else { 0 }]);
+    w.u8(*severity as u8);
+    w.u8(*severity_peak as u8);
+    w.i64(*score_milli);
+    w.u8(CHANGES.iter().position(|c| c == change).expect("every change is listed") as u8);
+    w.u64(evidence.len() as u64);
+    let mut before = 0;
+    for (day, code) in evidence {
+        w.i64(i64::from(day.0) - before);
+        w.u64((*code).into());
+        before = day.0.into();
+    }
+}
+
+fn read_alert(r: &mut Reader<'_>) -> Result<AlertState, Error> {
+    let (id, number, policy) = (r.fixed()?, r.i64()?, u64::from_le_bytes(r.fixed()?));
+    let status = *Status::ALL.get(usize::from(r.u8()?)).ok_or(Error::Damaged { what: "status" })?;
+    let revision = r.i64()?;
+    let mut at = [Timestamp(0); 5];
+    for at in &mut at {
+        *at = Timestamp(r.i64()?);
+    }
+    let [opened_at, last_activity_at, closes_at, max_at, expires_at] = at;
+    let bits = r.u8()?;
+    let predecessor = if bits & 2 != 0 { Some(r.fixed()?) } else { None };
+    let (severity, severity_peak, score_milli) = (read_level(r)?, read_level(r)?, r.i64()?);
+    let change = *CHANGES.get(usize::from(r.u8()?)).ok_or(Error::Damaged { what: "change" })?;
+    let mut before = 0_i32;
+    let evidence = list(r, |r| {
+        before = before.checked_add(r.i32()?).ok_or(Error::Damaged { what: "day" })?;
+        Ok((Day(before), r.u16()?))
+    })?;
+    Ok(AlertState {
+        id,
+        number,
+        policy,
+        status,
+        revision,
+        window: Window { opened_at, last_activity_at, closes_at, max_at, frozen: bits & 1 != 0 },
+        severity,
+        severity_peak,
+        score_milli,
+        evidence,
+        predecessor,
+        change,
+        expires_at,
+    })
+}
+
+fn write_spent(w: &mut Writer<'_>, spent: &Spent) {
+    let Spent { policy, day, code, count, magnitude_milli, bytes } = spent;
+    w.fixed(&policy.to_le_bytes());
+    w.i64(day.0.into());
+    w.u64((*code).into());
+    w.u64((*count).into());
+    w.u64(*magnitude_milli);
+    w.u64(*bytes);
+}
+
+fn read_spent(r: &mut Reader<'_>) -> Result<Spent, Error> {
+    Ok(Spent {
+        policy: u64::from_le_bytes(r.fixed()?),
+        day: Day(r.i32()?),
+        code: r.u16()?,
+        count: r.u32()?,
+        magnitude_milli: r.u64()?,
+        bytes: r.u64()?,
+    })
+}
+
+/// Appends the domains and devices seen.
+pub fn write_seen(w: &mut Writer<'_>, seen: &Seen) {
+    let Seen { domains, devices } = seen;
+    for list in [domains, devices] {
+        w.u64(list.len() as u64);
+        for (hash, day) in list {
+            w.fixed(&hash.to_le_bytes());
+            w.i64(day.0.into());
+        }
+    }
+}
+
+/// Reads the domains and devices seen.
+pub fn read_seen(r: &mut Reader<'_>) -> Result<Seen, Error> {
+    let mut one = || list(r, |r| Ok((u32::from_le_bytes(r.fixed()?), Day(r.i32()?))));
+    Ok(Seen { domains: one()?, devices: one()? })
+}
+
+/// Appends a day; times are relative to its start.
+pub fn write_day(w: &mut Writer<'_>, segment: &DaySegment) {
+    let DaySegment { day, insights, signals, hours } = segment;
+    w.i64(day.0.into());
+    w.u64(insights.len() as u64);
+    insights.iter().for_each(|i| write_insight(w, i, day.start().0));
+    w.u64(signals.len() as u64);
+    signals.iter().for_each(|s| write_signal(w, s, day.start().0));
+    w.u64(hours.len() as u64);
+    for (hour, count) in hours {
+        w.u8(*hour);
+        w.u64((*count).into());
+    }
+}
+
+/// Reads a day.
+pub fn read_day(r: &mut Reader<'_>) -> Result<DaySegment, Error> {
+    let day = Day(r.i32()?);
+    let start = day.start().0;
+    Ok(DaySegment {
+        day,
+        insights: list(r, |r| read_insight(r, start))?,
+        signals: list(r, |r| read_signal(r, start))?,
+        hours: list(r, |r| {
+            let hour = r.u8()?;
+            if hour > 23 {
+                return Err(Error::Damaged { what: "hour" });
+            }
+            Ok((hour, r.u32()?))
+        })?,
+    })
+}
+
+fn write_insight(w: &mut Writer<'_>, insight: &Insight, start: i64) {
+    let Insight { code, revision, count, magnitude_milli, bytes, hours, last_at, destinations, devices } = insight;
+    w.u64((*code).into());
+    w.u64((*revision).into());
+    w.u64((*count).into());
+    w.u64(*magnitude_milli);
+    w.u64(*bytes);
+    w.u64((*hours).into());
+    w.i64(last_at.0 - start);
+    for list in [destinations, devices] {
+        w.u64(list.len() as u64);
+        for (hash, count) in list {
+            w.fixed(&hash.to_le_bytes());
+            w.u64((*count).into());
+        }
+    }
+}
+
+fn read_insight(r: &mut Reader<'_>, start: i64) -> Result<Insight, Error> {
+    let named = |r: &mut Reader<'_>| Ok((u32::from_le_bytes(r.fixed()?), r.u32()?));
+    Ok(Insight {
+        code: r.u16()?,
+        revision: r.u32()?,
+        count: r.u32()?,
+        magnitude_milli: r.u64()?,
+        bytes: r.u64()?,
+        hours: r.u32()?,
+        last_at: Timestamp(start.wrapping_add(r.i64()?)),
+        destinations: list(r, named)?,
+        devices: list(r, named)?,
+    })
+}
+
+const HAS_ACTIVITY: u8 = 1;
+const HAS_DESTINATION: u8 = 2;
+const HAS_DEVICE: u8 = 4;
+const HAS_BYTES: u8 = 8;
+const HAS_REVISION: u8 = 16;
+const RETRACTED: u8 = 32;
+
+fn write_signal(w: &mut Writer<'_>, entry: &SignalEntry, start: i64) {
+    let SignalEntry {
+        id,
+        activity,
+        code,
+        factor_milli,
+        count,
+        bytes,
+        hour,
+        destination,
+        device,
+        at,
+        revised_at,
+        retracted,
+    } = entry;
+    let flag = |bit: u8, set: bool| if set { bit } else { 0 };
+    w.fixed(&id.to_le_bytes());
+    w.u8(flag(HAS_ACTIVITY, *activity != 0)
+        | flag(HAS_DESTINATION, *destination != 0)
+        | flag(HAS_DEVICE, *device != 0)
+        | flag(HAS_BYTES, *bytes != 0)
+        | flag(HAS_REVISION, revised_at.0 != 0)
+        | flag(RETRACTED, *retracted));
+    w.u64((*code).into());
+    w.u64((*factor_milli).into());
+    w.u64((*count).into());
+    w.u8(*hour);
+    w.i64(at.0 - start);
+    if *activity != 0 {
+        w.fixed(&activity.to_le_bytes());
+    }
+    if *destination != 0 {
+        w.fixed(&destination.to_le_bytes());
+    }
+    if *device != 0 {
+        w.fixed(&device.to_le_bytes());
+    }
+    if *bytes != 0 {
+        w.u64(*bytes);
+    }
+    if revised_at.0 != 0 {
+        w.i64(revised_at.0);
+    }
+}
+
+fn read_signal(r: &mut Reader<'_>, start: i64) -> Result<SignalEntry, Error> {
+    let id = u64::from_le_bytes(r.fixed()?);
+    let bits = r.u8()?;
+    let has = |bit: u8| bits & bit != 0;
+    let mut entry = SignalEntry {
+        id,
+        code: r.u16()?,
+        factor_milli: r.u16()?,
+        count: r.u32()?,
+        hour: r.u8()?,
+        at: Timestamp(start.wrapping_add(r.i64()?)),
+        retracted: has(RETRACTED),
+        ..SignalEntry::default()
+    };
+    if entry.hour > 23 {
+        return Err(Error::Damaged { what: "hour" });
+    }
+    if has(HAS_ACTIVITY) {
+        entry.activity = u64::from_le_bytes(r.fixed()?);
+    }
+    if has(HAS_DESTINATION) {
+        entry.destination = u32::from_le_bytes(r.fixed()?);
+    }
+    if has(HAS_DEVICE) {
+        entry.device = u32::from_le_bytes(r.fixed()?);
+    }
+    if has(HAS_BYTES) {
+        entry.bytes = r.u64()?;
+    }
+    if has(HAS_REVISION) {
+        entry.revised_at = Timestamp(r.i64()?);
+    }
+    Ok(entry)
+}
+
+fn read_stamped(r: &mut Reader<'_>) -> Result<(u64, Timestamp), Error> {
+    Ok((u64::from_le_bytes(r.fixed()?), Timestamp(r.i64()?)))
+}
+
+fn read_day_option(r: &mut Reader<'_>) -> Result<Option<Day>, Error> {
+    let number = r.option()?;
+    number.map(|n| i32::try_from(n).map(Day).map_err(|_| Error::Damaged { what: "day" })).transpose()
+}
+
+fn read_level(r: &mut Reader<'_>) -> Result<Level, Error> {
+    Level::ALL.get(usize::from(r.u8()?)).copied().ok_or(Error::Damaged { what: "level" })
+}
+
+fn list<'a, T>(r: &mut Reader<'a>, mut one: impl FnMut(&mut Reader<'a>) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+    let length = r.length()?;
+    let mut items = Vec::with_capacity(length);
+    for _ in 0..length {
+        items.push(one(r)?);
+    }
+    Ok(items)
+}
