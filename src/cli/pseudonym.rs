@@ -23,7 +23,9 @@ pub fn compare(config: &Config, schemas: &Arc<Schemas>, pseudonym: &Pseudonym) -
     match standing(config, schemas, pseudonym)? {
         Standing::Same => Ok(()),
         Standing::None => {
-            tracing::warn!("the directory holds no fingerprint of the pseudonym key; `casestream topics apply` writes it");
+            tracing::warn!(
+                "the directory holds no fingerprint of the pseudonym key; `casestream topics apply` writes it"
+            );
             Ok(())
         }
         Standing::Other(theirs) => Err(refusal(&theirs, pseudonym)),

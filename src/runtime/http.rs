@@ -109,7 +109,8 @@ impl Health {
             })
             .collect();
         let ready = !workers.is_empty() && workers.iter().all(|worker| worker.restored);
-        Ready { ready, copy: *lock(&self.copy), workers }
+        let copy = *lock(&self.copy);
+        Ready { ready, redis_stale: copy.is_some_and(|copy| copy.stale), copy, workers }
     }
 }
 
@@ -151,6 +152,8 @@ pub struct Alive {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ready {
     pub ready: bool,
+    /// The copy cannot be written and falls behind.
+    pub redis_stale: bool,
     /// `null` in a process that writes no copy.
     pub copy: Option<CopyLag>,
     pub workers: Vec<WorkerReady>,
@@ -339,7 +342,7 @@ mod tests {
         worker.halt(3, "offsets.behind");
         assert!(ask(handle.addr, "/readyz").1.contains(r#""copy":null"#));
         health.set_copy(CopyLag { stale: true, partitions_behind: 2, rebuilding: 1, commits: 9, seconds: 31 });
-        let body = r#"{"ready":true,"copy":{"stale":true,"partitions_behind":2,"rebuilding":1,"commits":9,"seconds":31},"workers":[{"name":"engine-0","restored":true,"halted":{"3":"offsets.behind"}}]}"#;
+        let body = r#"{"ready":true,"redis_stale":true,"copy":{"stale":true,"partitions_behind":2,"rebuilding":1,"commits":9,"seconds":31},"workers":[{"name":"engine-0","restored":true,"halted":{"3":"offsets.behind"}}]}"#;
         assert_eq!(ask(handle.addr, "/readyz"), (200, body.to_owned()));
         worker.clear_halted();
         assert!(ask(handle.addr, "/readyz").1.contains(r#""halted":{}"#));
