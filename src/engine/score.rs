@@ -147,9 +147,12 @@ impl Known {
     }
 }
 
-/// Enough of a content hash to tell sets apart.
+/// Enough of a content hash to tell sets apart; `None` for a set without one.
 fn beginning(policies: &PolicySet) -> Option<[u8; 16]> {
-    policies.hash.as_bytes().first_chunk().copied()
+    let mut beginning = [0; 16];
+    let length = policies.hash.len().min(16);
+    beginning[..length].copy_from_slice(&policies.hash.as_bytes()[..length]);
+    (length > 0).then_some(beginning)
 }
 
 impl<'a> Curve<'a> {
