@@ -187,6 +187,6 @@ fn each_guard_is_missed_when_it_is_gone() {
         });
         let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (seed, what) = found.unwrap_or_else(|| panic!("{mutation:?} was not found in {SEEDS_MAX} seeds"));
-        println!("{mutation:?}: seed {seed}: {}", what.chars().take(200).collect::<String>());
+        eprintln!("{mutation:?}: seed {seed}: {}", what.chars().take(200).collect::<String>());
     }
 }

@@ -404,6 +404,13 @@ impl SimStore {
             if newer && !takes_older {
                 continue;
             }
+            if let Some((generation, known)) = copy.users.get(&user.user_key)
+                && *generation == meta.generation
+                && known.commit_no > user.commit_no
+            {
+                let (key, from, to) = (&user.user_key, known.commit_no, user.commit_no);
+                w.broker.violations.push(format!("INV-3: {key} in the copy went back from commit {from} to {to}"));
+            }
             if user.segments.is_empty() && user.score.is_empty() {
                 copy.users.remove(&user.user_key);
             } else {
