@@ -11,6 +11,7 @@ use super::{Exit, Failure, Global};
 use crate::config::{self, Config, Layers};
 use crate::domain::{Day, Timestamp};
 use crate::policies::{self, Compiled, Files};
+use crate::runtime::policy_tests;
 
 mod mappings;
 
@@ -25,7 +26,7 @@ pub struct Report {
     pub policy_set: Option<String>,
     pub indicators: usize,
     pub policies: Vec<PolicyLine>,
-    /// Tests that the policy files carry.
+    /// Tests that the policy files carry; those that fail are problems.
     pub tests: usize,
     pub mappings: Vec<MappingLine>,
     pub warnings: Vec<String>,
@@ -89,7 +90,11 @@ pub fn run(_: &Args, global: &Global) -> Result<Exit, Failure> {
         Err(problems) => problems.iter().map(of_config).collect(),
     });
     match load(&dir) {
-        Ok(compiled) => describe(&mut report, &compiled, today()),
+        Ok(compiled) => {
+            describe(&mut report, &compiled, today());
+            let failed = policies::run_tests(&compiled.set, &compiled.tests, policy_tests::verdict);
+            report.problems.extend(failed.iter().map(of_policies));
+        }
         Err(problems) => report.problems.extend(problems.iter().map(of_policies)),
     }
     if let Ok(config) = &config {

@@ -14,13 +14,17 @@ use crate::runtime::ports::{self, Clock, ErrorKind};
 use crate::runtime::registry::{self, Registry};
 use crate::wire::avro::Schemas;
 
+pub mod bench;
 pub mod check;
+pub mod dlq;
+pub mod explain;
 pub mod generate;
 pub mod output;
-
 pub mod policy;
 pub mod run;
+pub mod status;
 pub mod topics;
+pub mod trace;
 pub mod verify;
 
 pub use output::Output;
@@ -114,12 +118,23 @@ pub enum Command {
     Run(run::Args),
     /// Check configuration, policies and mappings, and print everything that is wrong
     Check(check::Args),
+    /// Show whether it runs, how far it is behind, and whether every record is accounted for
+    Status(status::Args),
+    /// Take a user's score apart, and say what would change it
+    Explain(explain::Args),
+    /// Follow one record to its alert, or to where and why it stopped
+    Trace(trace::Args),
     /// Plan or create the topics, and install the first policy set
     #[command(subcommand)]
     Topics(topics::Command),
     /// Show policies
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Show what was refused, why, and the original bytes
+    #[command(subcommand)]
+    Dlq(dlq::Command),
+    /// Measure throughput, latency and state on the configured cluster
+    Bench(bench::Args),
     /// Replay the journal over the retained input and compare every output, the state and Redis
     Verify(verify::Args),
     /// Write a seeded population's activity, with the truth beside it
@@ -131,8 +146,13 @@ impl Command {
         match self {
             Command::Run(args) => run::run(args, global),
             Command::Check(args) => check::run(args, global),
+            Command::Status(args) => status::run(args, global),
+            Command::Explain(args) => explain::run(args, global),
+            Command::Trace(args) => trace::run(args, global),
             Command::Topics(command) => topics::run(command, global),
             Command::Policy(command) => policy::run(command, global),
+            Command::Dlq(command) => dlq::run(command, global),
+            Command::Bench(args) => bench::run(args, global),
             Command::Verify(args) => verify::run(args, global),
             Command::Generate(args) => generate::run(args, global),
         }

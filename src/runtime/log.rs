@@ -1,6 +1,7 @@
 //! Reading Kafka outside the group: the `Log` port. Committed offsets, watermarks, and a partition from one offset to
 //! another, as recovery, `verify` and `backtest` need them. Joins no group and commits nothing. Next: `redis_store.rs`.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -12,6 +13,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::{self, Bounded, Connection, REQUEST_TIMEOUT, Scratch};
 use super::ports::{Error, ErrorKind, InputOffset, Log, RecordRef, TopicName};
+use crate::domain::Timestamp;
 
 /// How long a read may go without a record or a move of the last stable offset: the broker ends a dead transaction
 /// after 10 s and looks for dead ones every 10 s.
@@ -20,6 +22,14 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks at a last stable offset that is still too low.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Offsets `[from, until)` of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub partition: i32,
+    pub from: i64,
+    pub until: i64,
+}
 
 /// Reads as a group's bystander.
 pub struct KafkaLog {
@@ -61,6 +71,119 @@ impl KafkaLog {
             .fetch_metadata(None, REQUEST_TIMEOUT)
             .map_err(|e| client::error("could not list the topics", &e))?;
         Ok(metadata.topics().iter().map(|t| (t.name().to_owned(), t.partitions().len() as i32)).collect())
+    }
+
+    /// Offset of the first record at or after an instant, by partition; the end where there is none.
+    pub fn offsets_at(&mut self, topic: TopicName, partitions: &[i32], at: Timestamp) -> Result<Vec<i64>, Error> {
+        let found = self.offsets_for(topic, partitions, Offset::Offset(at.0.max(0)))?;
+        if found.iter().all(Option::is_some) {
+            return Ok(found.into_iter().flatten().collect());
+        }
+        let ends = self.ends(topic, partitions)?;
+        Ok(found.into_iter().zip(ends).map(|(found, end)| found.unwrap_or(end)).collect())
+    }
+
+    /// End of each partition as a read-uncommitted client sees it, in one request.
+    pub fn ends(&mut self, topic: TopicName, partitions: &[i32]) -> Result<Vec<i64>, Error> {
+        let found = self.offsets_for(topic, partitions, Offset::End)?;
+        Ok(found.into_iter().map(|end| end.unwrap_or(0)).collect())
+    }
+
+    /// First offset of each partition, in one request.
+    pub fn starts(&mut self, topic: TopicName, partitions: &[i32]) -> Result<Vec<i64>, Error> {
+        let found = self.offsets_for(topic, partitions, Offset::Beginning)?;
+        Ok(found.into_iter().map(|start| start.unwrap_or(0)).collect())
+    }
+
+    /// Kafka's ListOffsets: an instant, or one of its two special times.
+    fn offsets_for(&self, topic: TopicName, partitions: &[i32], at: Offset) -> Result<Vec<Option<i64>>, Error> {
+        let what = || format!("could not look up offsets of {topic}");
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            list.add_partition_offset(topic, *partition, at).map_err(|e| client::error(what(), &e))?;
+        }
+        let list = self.raw.offsets_for_times(list, REQUEST_TIMEOUT).map_err(|e| client::error(what(), &e))?;
+        let mut offsets = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            let element = list.find_partition(topic, *partition).expect("the answer has what was asked for");
+            element.error().map_err(|e| client::error(what(), &e).at(topic, *partition))?;
+            offsets.push(match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            });
+        }
+        Ok(offsets)
+    }
+
+    /// Reads several partitions of one topic at once, each from its first offset to its last or to the end of what is
+    /// committed now, whichever comes first; `each` may end it. Records of one partition come in order. For looking
+    /// things up: unlike `read` it does not wait for open transactions.
+    pub fn scan(
+        &mut self,
+        topic: TopicName,
+        spans: &[Span],
+        each: &mut dyn FnMut(RecordRef<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let mut open: Vec<Span> = spans.iter().copied().filter(|s| s.from < s.until).collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let what = || format!("could not look through {topic}");
+        let mut list = TopicPartitionList::with_capacity(open.len());
+        for span in &open {
+            list.add_partition_offset(topic, span.partition, Offset::Offset(span.from))
+                .map_err(|e| client::error(what(), &e))?;
+        }
+        self.stable.assign(&list).map_err(|e| client::error(what(), &e))?;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = self.scan_open(topic, &mut open, &mut scratch, each);
+        self.scratch = scratch;
+        // A failure to let go shows at the next assign.
+        let _ = self.stable.unassign();
+        result
+    }
+
+    fn scan_open(
+        &self,
+        topic: TopicName,
+        open: &mut Vec<Span>,
+        scratch: &mut Scratch,
+        each: &mut dyn FnMut(RecordRef<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let what = || format!("could not look through {topic}");
+        let mut deadline = Instant::now() + self.stall_max;
+        while !open.is_empty() {
+            match self.stable.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    deadline = Instant::now() + self.stall_max;
+                    // Of a partition that has been read to its last offset, some more may still arrive.
+                    let Some(n) = open.iter().position(|s| s.partition == message.partition()) else { continue };
+                    let mut flow = ControlFlow::Continue(());
+                    if message.offset() < open[n].until {
+                        scratch.hand_over(&message, topic, &mut |record| flow = each(record));
+                    }
+                    if flow.is_break() {
+                        return Ok(());
+                    }
+                    if message.offset() + 1 >= open[n].until {
+                        open.swap_remove(n);
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => open.retain(|s| s.partition != partition),
+                Some(Err(cause)) => {
+                    let error = client::error(what(), &cause);
+                    if error.kind != ErrorKind::Retriable {
+                        return Err(error);
+                    }
+                }
+                None => {}
+            }
+            if Instant::now() >= deadline {
+                let cause = format!("no record came within {:?}", self.stall_max);
+                return Err(Error::new(ErrorKind::Timeout, what(), cause));
+            }
+        }
+        Ok(())
     }
 
     fn assign(&self, topic: TopicName, partition: i32, offset: i64) -> Result<(), Error> {
@@ -260,7 +383,8 @@ const SETTINGS: [(&str, &str); 9] = [
     ("enable.auto.offset.store", "false"),
     ("auto.offset.reset", "error"),
     ("enable.partition.eof", "true"),
-    ("fetch.wait.max.ms", "50"),
+    // A read ends with an empty fetch, and the fetch of the read before has to come back first: both take this long.
+    ("fetch.wait.max.ms", "5"),
     ("fetch.message.max.bytes", "4194304"),
     ("queued.min.messages", "20000"),
     ("queued.max.messages.kbytes", "65536"),
