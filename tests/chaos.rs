@@ -2,7 +2,7 @@
 //! nothing may be lost, doubled or different: `verify` replays the journal, and the test's own ledger, which knows
 //! nothing of the journal, finds every act it produced exactly once in the chronology.
 //!
-//! ROUNDS=100 SEED=7 cargo test --release --test chaos -- --nocapture
+//! ROUNDS=100 SEED=7 cargo test --release --test chaos -- --nocapture, and FAULT=KillBroker for one kind only.
 
 #[path = "e2e/reading.rs"]
 mod reading;
@@ -348,7 +348,8 @@ impl Observed {
                 other => wrong.push(format!("{id}: {} entries", other.unwrap_or(&0))),
             }
         }
-        wrong.extend(self.acts.keys().filter(|id| !ledger.acts.contains_key(*id)).map(|id| format!("{id}: never sent")));
+        wrong
+            .extend(self.acts.keys().filter(|id| !ledger.acts.contains_key(*id)).map(|id| format!("{id}: never sent")));
         for (value, sent) in &ledger.junk {
             let found = self.junk.get(value).copied().unwrap_or(0);
             if found != *sent {
@@ -379,7 +380,17 @@ enum Fault {
 }
 
 impl Fault {
-    fn choose(dice: &mut Dice) -> Fault {
+    /// By chance, or the one that is asked for.
+    fn choose(dice: &mut Dice, asked: Option<&str>) -> Fault {
+        loop {
+            let fault = Fault::any(dice);
+            if asked.is_none_or(|name| fault.name() == name) {
+                return fault;
+            }
+        }
+    }
+
+    fn any(dice: &mut Dice) -> Fault {
         match dice.below(20) {
             0..5 => Fault::KillOne(dice.below(2) as usize),
             5..9 => Fault::KillBoth,
@@ -388,6 +399,18 @@ impl Fault {
             15..17 => Fault::KillRedis,
             17..19 => Fault::KillBroker,
             _ => Fault::PauseBroker(2_000 + dice.below(7_000)),
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Fault::KillOne(_) => "KillOne",
+            Fault::KillBoth => "KillBoth",
+            Fault::Pause(..) => "Pause",
+            Fault::FlushRedis => "FlushRedis",
+            Fault::KillRedis => "KillRedis",
+            Fault::KillBroker => "KillBroker",
+            Fault::PauseBroker(_) => "PauseBroker",
         }
     }
 
@@ -434,8 +457,9 @@ fn wait_for_recovery(system: &System, nodes: &mut [Node; 2], ends_of: &[(String,
     let mut restarts = 0;
     support::wait_for("everything written before the fault to be committed", PATIENCE, || {
         for node in nodes.iter_mut() {
-            if node.ended().is_some() {
+            if let Some(status) = node.ended() {
                 restarts += 1;
+                eprintln!("a process ended ({status}): {}", node.log().lines().last().unwrap_or_default());
                 node.kill();
                 node.start_again(system);
             }
@@ -444,7 +468,10 @@ fn wait_for_recovery(system: &System, nodes: &mut [Node; 2], ends_of: &[(String,
         let reached = |topic: &str, partition: usize, end: i64| {
             committed.iter().any(|c| c.topic == topic && c.partition as usize == partition && c.offset >= end)
         };
-        ends_of.iter().all(|(topic, ends)| ends.iter().enumerate().all(|(p, end)| reached(topic, p, *end))).then_some(())
+        ends_of
+            .iter()
+            .all(|(topic, ends)| ends.iter().enumerate().all(|(p, end)| reached(topic, p, *end)))
+            .then_some(())
     });
     restarts
 }
@@ -485,8 +512,9 @@ fn nothing_is_lost_or_doubled_whatever_breaks() {
     let mut logs = Logs { seed, nodes };
     logs.nodes.iter_mut().for_each(Node::wait_ready);
     let load = Load::start(&system.kafka.bootstrap(), seed);
-    let (mut inputs, mut journals, mut observed) = (Inputs::new(&system), Journals::new(&system), Observed::new(&system));
-    let (mut recoveries, mut by_fault) = (Vec::new(), BTreeMap::<String, u32>::new());
+    let (mut inputs, mut journals, mut observed) =
+        (Inputs::new(&system), Journals::new(&system), Observed::new(&system));
+    let (mut recoveries, mut by_fault) = (Vec::new(), BTreeMap::<&str, u32>::new());
     for round in 1..=rounds {
         let began = Instant::now();
         load.resume();
@@ -494,7 +522,7 @@ fn nothing_is_lost_or_doubled_whatever_breaks() {
         let topics = SOURCES.map(|source| format!("raw.{source}")).into_iter().chain(["risk-signals".to_owned()]);
         let bootstrap = system.kafka.bootstrap();
         let ends_of: Vec<_> = topics.map(|topic| (topic.clone(), ends(&bootstrap, &topic, PARTITIONS))).collect();
-        let fault = Fault::choose(&mut dice);
+        let fault = Fault::choose(&mut dice, std::env::var("FAULT").ok().as_deref());
         let broke = Instant::now();
         fault.inflict(&mut system, &mut logs.nodes, &mut dice);
         let back = Instant::now();
@@ -510,10 +538,9 @@ fn nothing_is_lost_or_doubled_whatever_breaks() {
         observed.catch_up();
         let ledger = load.ledger.lock().expect("no holder panics");
         observed.compare(&ledger, &journals);
-        let name = format!("{fault:?}");
-        *by_fault.entry(name.split('(').next().unwrap_or_default().to_owned()).or_default() += 1;
+        *by_fault.entry(fault.name()).or_default() += 1;
         eprintln!(
-            "round {round}: {name}, away {outage:.1?}, recovered {recovery:.1?} later, settled {settled:.1?}, \
+            "round {round}: {fault:?}, away {outage:.1?}, recovered {recovery:.1?} later, settled {settled:.1?}, \
              {restarts} restarts, {} sent, {} transactions, 0 differences, {:.1?} in all",
             ledger.sent,
             report["transactions"],
