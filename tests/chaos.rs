@@ -32,8 +32,11 @@ use system::{Inputs, Journals, Node, PATIENCE, SOURCES, System};
 
 const PARTITIONS: i32 = 8;
 const USERS: u64 = 3_000;
-/// Records per second, in all.
-const RATE: u64 = 1_500;
+/// Records per second, in all, until a round has had its share; then it drips. `verify` reads everything every round,
+/// and an outage may be long.
+const RATE: u64 = 2_000;
+const RECORDS_PER_ROUND: u64 = 6_000;
+const DRIP: u64 = 100;
 /// 2026-02-02.
 const FIRST_DAY_MS: i64 = 1_769_990_400_000;
 /// Event time runs so much faster than the clock, so that windows close and levels fall while the test runs.
@@ -158,6 +161,8 @@ struct Writer {
     recent: Vec<(String, String, Vec<u8>, String)>,
     began: Instant,
     number: u64,
+    /// `number` when the load last rested.
+    round_began_at: u64,
 }
 
 impl Writer {
@@ -183,12 +188,14 @@ impl Writer {
             recent: Vec::new(),
             began: Instant::now(),
             number: 0,
+            round_began_at: 0,
         }
     }
 
     fn second_tenth(&mut self) {
         let until = Instant::now() + Duration::from_millis(100);
-        for _ in 0..RATE / 10 {
+        let rate = if self.number - self.round_began_at < RECORDS_PER_ROUND { RATE } else { DRIP };
+        for _ in 0..rate / 10 {
             self.one();
         }
         self.producer.poll(Duration::ZERO);
@@ -197,6 +204,7 @@ impl Writer {
 
     fn flush(&mut self) {
         self.producer.flush(PATIENCE * 2).expect("could not flush the load");
+        self.round_began_at = self.number;
         assert_eq!(self.refusals.0.load(Ordering::Relaxed), 0, "the broker refused records of the load");
     }
 
@@ -455,7 +463,8 @@ impl Fault {
 /// started again, as a supervisor would; that it ended is counted.
 fn wait_for_recovery(system: &System, nodes: &mut [Node; 2], ends_of: &[(String, Vec<i64>)]) -> usize {
     let mut restarts = 0;
-    support::wait_for("everything written before the fault to be committed", PATIENCE, || {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
         for node in nodes.iter_mut() {
             if let Some(status) = node.ended() {
                 restarts += 1;
@@ -464,16 +473,34 @@ fn wait_for_recovery(system: &System, nodes: &mut [Node; 2], ends_of: &[(String,
                 node.start_again(system);
             }
         }
-        let committed: Vec<_> = system.map_committed().into_iter().chain(system.engine_committed()).collect();
-        let reached = |topic: &str, partition: usize, end: i64| {
-            committed.iter().any(|c| c.topic == topic && c.partition as usize == partition && c.offset >= end)
-        };
-        ends_of
-            .iter()
-            .all(|(topic, ends)| ends.iter().enumerate().all(|(p, end)| reached(topic, p, *end)))
-            .then_some(())
-    });
-    restarts
+        let behind = behind(system, ends_of);
+        if behind.is_empty() {
+            return restarts;
+        }
+        if Instant::now() > deadline {
+            let pages: Vec<_> = nodes.iter().map(|node| node.get("/readyz").1).collect();
+            let log = system.kafka.log();
+            let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
+            let last = &warnings[warnings.len().saturating_sub(10)..];
+            panic!("not recovered in {PATIENCE:?}: {behind:#?}\n{pages:#?}\nkafka: {last:#?}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Inputs that are not yet committed to where they ended before the fault.
+fn behind(system: &System, ends_of: &[(String, Vec<i64>)]) -> Vec<String> {
+    let committed: Vec<_> = system.map_committed().into_iter().chain(system.engine_committed()).collect();
+    let mut behind = Vec::new();
+    for (topic, ends) in ends_of {
+        for (partition, end) in (0..).zip(ends) {
+            let at = committed.iter().find(|c| c.topic == *topic && c.partition == partition).map_or(0, |c| c.offset);
+            if at < *end {
+                behind.push(format!("{topic}-{partition} at {at} of {end}"));
+            }
+        }
+    }
+    behind
 }
 
 /// Keeps what the processes logged when the test fails.
