@@ -50,6 +50,12 @@ fn exit_codes_say_what_went_wrong() {
         (&["policy", "show", "no-such-policy"], 1),
         (&["policy", "show", "--set", "engine.workers=0"], 3),
         (&["no-such-command"], 2),
+        (&["explain"], 2),
+        (&["explain", "x", "--at", "yesterday"], 2),
+        (&["dlq", "show", "alerts:0:0"], 2),
+        (&["dlq", "list", "--since", "2026-13-01"], 2),
+        (&["status", "--set", "engine.workers=0"], 3),
+        (&["trace", "x", "--set", "identity.key_file=no-such-file"], 3),
         (&["check", "--output", "yaml"], 2),
         (&[], 2),
     ] {
@@ -85,6 +91,22 @@ fn check_reports_broken_policies_and_broken_configuration_together() {
     for part in ["gone: kafka.sasl.password_file: could not read it", "no `[[indicator]]`", "the set has no policy"] {
         assert!(text.contains(part), "{text}");
     }
+}
+
+#[test]
+fn check_runs_the_tests_that_policies_carry() {
+    let dir = tempfile::tempdir().unwrap();
+    let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    std::fs::create_dir(dir.path().join("policies")).unwrap();
+    for name in ["indicators.toml", "policies/general-dlp.toml"] {
+        let text = std::fs::read_to_string(shipped.join(name)).unwrap();
+        std::fs::write(dir.path().join(name), text.replace("alert = true", "alert = false")).unwrap();
+    }
+    let set = format!("policies.dir={}", dir.path().display());
+    let output = casestream(&["check", "--set", &set]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("policies/general-dlp.toml") && text.contains("expected no alert, found one"), "{text}");
 }
 
 #[cfg(feature = "vrl")]

@@ -262,8 +262,10 @@ fn write_alerts(out: &mut String, consumer: &mut Consumer<'_>) {
     let row = |(_, alert): &(i32, Value)| {
         let (policy, severity, status) = (text(alert, "policy_id"), text(alert, "severity"), text(alert, "status"));
         let name = consumer.name(&user_of(alert));
-        let (revision, headline) = (&alert["revision"], text(alert, "headline"));
-        format!("{name}: {policy} {severity} {status}, revision {revision}: {headline}")
+        // What changed last, in front of the colon, is of the last transaction, and so depends on how the input was cut.
+        let headline = text(alert, "headline").split_once(": ").expect("a headline has two parts").1;
+        let (revision, insights) = (&alert["revision"], &alert["insights_total"]);
+        format!("{name}: {policy} {severity} {status}, revision {revision}, {insights} insights: {headline}")
     };
     let mut rows: Vec<String> = alerts.values().map(row).collect();
     rows.sort();

@@ -1,6 +1,7 @@
 //! `casestream status`: is it running, how far is it behind, and is every record accounted for? Exit code 1 when
 //! something is halted or stale, or a ledger does not balance.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::output::table;
@@ -31,8 +32,8 @@ fn text(overview: &Overview) -> String {
     let roles = [("map", &overview.map), ("engine", &overview.engine)];
     parts.push(roles.map(|(name, role)| role_text(name, role)).join("\n"));
     if !overview.sources.is_empty() {
-        let header = ["raw topic", "partition", "position", "end", "lag"];
-        parts.push(table(&header, overview.sources.iter().map(source_row)));
+        let header = ["raw topic", "partitions", "taken", "lag"];
+        parts.push(table(&header, topics(&overview.sources)));
     }
     let header = ["partition", "state", "lag", "age", "commit", "users", "copy", "epoch", "worker", "policy set"];
     parts.push(table(&header, overview.partitions.iter().map(partition_row)));
@@ -62,9 +63,19 @@ fn wrap(equation: &str) -> String {
     lines.join("\n")
 }
 
-fn source_row(line: &SourceLine) -> Vec<String> {
-    let position = line.position.map_or("-".to_owned(), |p| p.to_string());
-    vec![line.topic.clone(), line.partition.to_string(), position, line.end.to_string(), line.lag.to_string()]
+/// One row per topic; JSON has every partition.
+fn topics(lines: &[SourceLine]) -> Vec<Vec<String>> {
+    let mut topics: BTreeMap<&str, (usize, i64, i64)> = BTreeMap::new();
+    for line in lines {
+        let (partitions, taken, lag) = topics.entry(&line.topic).or_default();
+        *partitions += 1;
+        *taken += line.ledger.as_ref().map_or(0, |ledger| ledger.taken);
+        *lag += line.lag;
+    }
+    let row = |(topic, (partitions, taken, lag)): (&str, (usize, i64, i64))| {
+        vec![topic.to_owned(), partitions.to_string(), taken.to_string(), lag.to_string()]
+    };
+    topics.into_iter().map(row).collect()
 }
 
 fn partition_row(line: &PartitionLine) -> Vec<String> {

@@ -184,9 +184,14 @@ fn wants(filter: &Filter, row: &Row) -> bool {
 
 /// One dead letter, whole; `None` when there is no record at that offset.
 pub fn show(log: &mut KafkaLog, partition: i32, offset: i64) -> Result<Option<Letter>, Error> {
+    let topic = Topic::DeadLetters.name();
+    let (start, end) = (log.starts(topic, &[partition])?[0], log.ends(topic, &[partition])?[0]);
+    if !(start..end).contains(&offset) {
+        return Ok(None);
+    }
     let mut letter = None;
-    let span = Span { partition, from: offset, until: offset.saturating_add(1) };
-    log.scan(Topic::DeadLetters.name(), &[span], &mut |record| {
+    let span = Span { partition, from: offset, until: offset + 1 };
+    log.scan(topic, &[span], &mut |record| {
         letter = Some(whole(&record));
         ControlFlow::Break(())
     })?;

@@ -40,6 +40,8 @@ pub struct KafkaLog {
     raw: Bounded<BaseConsumer<Quiet>>,
     stall_max: Duration,
     scratch: Scratch,
+    /// Topics whose leaders `stable` knows.
+    known: Vec<TopicName>,
 }
 
 impl KafkaLog {
@@ -56,7 +58,7 @@ impl KafkaLog {
                 .map_err(|e| client::error("could not make a log reader", &e))
         };
         let (stable, raw) = (make("read_committed")?, make("read_uncommitted")?);
-        Ok(KafkaLog { group, stable, raw, stall_max: STALL_MAX, scratch: Scratch::default() })
+        Ok(KafkaLog { group, stable, raw, stall_max: STALL_MAX, scratch: Scratch::default(), known: Vec::new() })
     }
 
     /// The same with another limit for a read that makes no progress.
@@ -134,6 +136,7 @@ impl KafkaLog {
             list.add_partition_offset(topic, span.partition, Offset::Offset(span.from))
                 .map_err(|e| client::error(what(), &e))?;
         }
+        self.learn(topic)?;
         self.stable.assign(&list).map_err(|e| client::error(what(), &e))?;
         let mut scratch = std::mem::take(&mut self.scratch);
         let result = self.scan_open(topic, &mut open, &mut scratch, each);
@@ -141,6 +144,17 @@ impl KafkaLog {
         // A failure to let go shows at the next assign.
         let _ = self.stable.unassign();
         result
+    }
+
+    /// Makes the reader know a topic's leaders before it is assigned: librdkafka otherwise looks for those of a new
+    /// topic once a second.
+    fn learn(&mut self, topic: TopicName) -> Result<(), Error> {
+        if !self.known.contains(&topic) {
+            let metadata = self.stable.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
+            metadata.map_err(|e| client::error(format!("could not look up {topic}"), &e))?;
+            self.known.push(topic);
+        }
+        Ok(())
     }
 
     fn scan_open(

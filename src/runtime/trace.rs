@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::client::Connection;
 use super::clock::SystemClock;
@@ -20,6 +20,7 @@ use super::ports::{Clock, Error, RecordRef, TopicName};
 use super::service::{engine_group, map_group};
 use crate::config::Config;
 use crate::domain::Timestamp;
+use crate::domain::envelope::Envelope;
 use crate::domain::partitioner::partition_of;
 use crate::domain::signal::Signal;
 use crate::domain::time::{DAY_MS, HOUR_MS};
@@ -144,6 +145,7 @@ pub struct Tracer<'a> {
     log: KafkaLog,
     map_log: KafkaLog,
     lookup: Lookup,
+    schemas: Arc<Schemas>,
     decoder: Decoder,
     pseudonym: Option<Pseudonym>,
     clock: SystemClock,
@@ -163,6 +165,7 @@ impl<'a> Tracer<'a> {
             log: KafkaLog::new(connection, engine_group(config))?,
             map_log: KafkaLog::new(connection, map_group(config))?,
             lookup: Lookup::new(config, connection, schemas, key)?,
+            schemas: schemas.clone(),
             decoder: Decoder::new(schemas),
             pseudonym: key.map(Pseudonym::new),
             clock: SystemClock::new(),
@@ -212,13 +215,14 @@ impl<'a> Tracer<'a> {
 
     /// From an output to the record that caused it.
     fn back(&mut self, at: &Coordinate) -> Result<(), Error> {
-        let mut cause = None;
-        let mut exists = false;
+        let (mut cause, mut exists) = (None, false);
+        let mut decoder = Decoder::new(&self.schemas);
         self.record(at, &mut |record| {
             exists = true;
             let letter = DeadLetter::parse(record.headers).map(|d| (d.topic.to_owned(), d.partition, d.offset));
             let origin = headers::find(record.headers, headers::ORIGIN).and_then(Origin::parse);
-            cause = letter.or(origin.map(|o| (o.topic.to_owned(), o.partition, o.offset)));
+            let origin = origin.map(|o| (o.topic.to_owned(), o.partition, o.offset));
+            cause = letter.or(origin).or_else(|| cause_of(&mut decoder, record));
         })?;
         match cause {
             Some((topic, partition, offset)) => {
@@ -510,6 +514,21 @@ impl<'a> Tracer<'a> {
             ..Step::default()
         });
     }
+}
+
+/// The first field of every output, by itself.
+#[derive(Deserialize)]
+struct Headed<'a> {
+    #[serde(borrow)]
+    envelope: Envelope<'a>,
+}
+
+/// The record that an output's envelope names: latest values carry no header of one.
+fn cause_of(decoder: &mut Decoder, record: &RecordRef<'_>) -> Option<(String, i32, i64)> {
+    let topic = Topic::by_name(record.topic)?;
+    let output: Headed<'_> = decoder.decode(topic, record.value?, record.headers).ok()?;
+    let cause = output.envelope.cause;
+    Some((cause.topic?.to_string(), i32::try_from(cause.partition?).ok()?, cause.offset?))
 }
 
 /// Whether a signal was mapped from a raw record: by its header, which costs no decoding, or by what it says itself.
