@@ -74,7 +74,7 @@ fn a_run_tells_every_metric_and_no_other() {
     fs::write(&path, "another-key-of-thirty-two-bytes!").expect("could not write the key");
     let key = format!("identity.key_file={}", path.display());
     for arguments in
-        [&["generate", "--users", "1", "--days", "1"][..], &["topics", "apply"], &["run", "--roles", "map"]]
+        [&["generate", "--users", "20", "--days", "1"][..], &["topics", "apply"], &["run", "--roles", "map"]]
     {
         let output = system.run(&[arguments, &["--set", &key]].concat());
         let message = text(&output.stderr);
