@@ -4,6 +4,7 @@
 //! `engine/fold` judges it, `engine/score` adds it up, `wire/avro` writes what is published, and `runtime/checkpoint`
 //! copies the user to Redis.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod domain;

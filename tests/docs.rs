@@ -36,7 +36,7 @@ fn topics_page_equals_the_topology() {
             .expect("text");
     }
     page.push_str(
-        "\n`dead-letters` hold the original bytes with the headers of [dead letters](dead-letters.md). `user-state` is internal: one\n\
+        "\n`dead-letters` hold the original bytes with the headers of [bad input](bad-input.md). `user-state` is internal: one\n\
          key per segment of a user (`<user_key>`, `<user_key>|seen`, `<user_key>|<day number>`) in a binary form of its own, and\n\
          `\\0meta` with the same content as the `engine-journal` record of the last transaction. A tombstone on `risk-scores` or\n\
          `risk-levels` means: out of scope, forgotten or erased. A consumer away for longer than `delete.retention.ms` has missed\n\

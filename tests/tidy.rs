@@ -9,7 +9,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("engine", &["domain"]),
     ("topology", &["domain"]),
-    ("policies", &["domain", "topology"]),
+    ("policies", &["domain", "topology", "config"]),
     ("config", &["domain", "topology"]),
     ("wire", &["domain", "engine", "topology"]),
     ("generate", &["domain"]),

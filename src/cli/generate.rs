@@ -38,7 +38,7 @@ pub struct Args {
     /// Days of activity
     #[arg(long, default_value_t = 30)]
     days: u32,
-    /// First day, YYYY-MM-DD [default: so that the last day is today]
+    /// First day, YYYY-MM-DD [default: so that the last day is yesterday]
     #[arg(long)]
     start: Option<String>,
     /// People who do harm
@@ -101,7 +101,7 @@ fn population_config(args: &Args) -> Result<Config, Failure> {
         Some(text) => crate::domain::Day::parse(text)
             .ok_or_else(|| Failure::new(Exit::Usage, format!("could not read --start {text}: use YYYY-MM-DD")))?
             .start(),
-        None => Timestamp((SystemClock::new().now().0.div_euclid(DAY_MS) - i64::from(args.days) + 1) * DAY_MS),
+        None => Timestamp((SystemClock::new().now().0.div_euclid(DAY_MS) - i64::from(args.days)) * DAY_MS),
     };
     let insiders = Insiders::Count(args.insiders);
     Ok(Config { seed: args.seed, users: args.users, days: args.days, start, insiders, ..Config::default() })

@@ -14,6 +14,7 @@ use crate::runtime::ports::{self, Clock, ErrorKind};
 use crate::runtime::registry::{self, Registry};
 use crate::wire::avro::Schemas;
 
+pub mod bench;
 pub mod check;
 pub mod dlq;
 pub mod explain;
@@ -132,6 +133,8 @@ pub enum Command {
     /// Show what was refused, why, and the original bytes
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// Measure throughput, latency and state on the configured cluster
+    Bench(bench::Args),
     /// Replay the journal over the retained input and compare every output, the state and Redis
     Verify(verify::Args),
     /// Write a seeded population's activity, with the truth beside it
@@ -149,6 +152,7 @@ impl Command {
             Command::Topics(command) => topics::run(command, global),
             Command::Policy(command) => policy::run(command, global),
             Command::Dlq(command) => dlq::run(command, global),
+            Command::Bench(args) => bench::run(args, global),
             Command::Verify(args) => verify::run(args, global),
             Command::Generate(args) => generate::run(args, global),
         }

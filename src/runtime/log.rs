@@ -397,7 +397,8 @@ const SETTINGS: [(&str, &str); 9] = [
     ("enable.auto.offset.store", "false"),
     ("auto.offset.reset", "error"),
     ("enable.partition.eof", "true"),
-    ("fetch.wait.max.ms", "50"),
+    // A read ends with an empty fetch, and the fetch of the read before has to come back first: both take this long.
+    ("fetch.wait.max.ms", "5"),
     ("fetch.message.max.bytes", "4194304"),
     ("queued.min.messages", "20000"),
     ("queued.max.messages.kbytes", "65536"),

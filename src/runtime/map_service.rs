@@ -10,8 +10,8 @@ use super::http::WorkerHealth;
 use super::log::KafkaLog;
 use super::map_worker::{Limits, MapWorker, People, Source, Stage};
 use super::ports::{Error, ErrorKind};
-use super::service::{Service, Shared, map_group};
-use super::source::{KafkaGroup, Membership};
+use super::service::{self, Service, Shared, map_group};
+use super::source::KafkaGroup;
 use super::transaction::KafkaTxn;
 use super::worker::Stop;
 use crate::topology;
@@ -41,9 +41,9 @@ fn run(shared: &Shared, name: &str, key: &[u8], health: &Arc<WorkerHealth>) -> R
     let make = || -> Result<_, Error> {
         let stage = stage(shared, key)?;
         let inputs = stage.sources.iter().map(|s| s.topic).collect();
-        let membership = Membership::new(&group, Some(name.to_owned()), inputs);
-        let member = KafkaGroup::join(connection, membership)?;
-        let (txn, log) = (KafkaTxn::new(connection, name), KafkaLog::new(connection, &group)?);
+        let member = KafkaGroup::join(connection, service::membership(&shared.config, &group, name, inputs))?;
+        let txn = KafkaTxn::new(connection, name).with_timeout(service::transaction_timeout(&shared.config));
+        let log = KafkaLog::new(connection, &group)?;
         Ok(MapWorker::new(member, txn, log, SystemClock::new(), stage, Limits::default()))
     };
     let mut worker = make().map_err(Stop::Failed)?;

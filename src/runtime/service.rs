@@ -16,7 +16,7 @@ use super::http::{Health, WorkerHealth};
 use super::log::KafkaLog;
 use super::no_copy::NoCopy;
 use super::policy_source::LogPolicies;
-use super::ports::{Clock, Error, ErrorKind, Outgoing};
+use super::ports::{Clock, Error, ErrorKind, Outgoing, TopicName};
 use super::redis_store::RedisStore;
 use super::source::{KafkaGroup, Membership};
 use super::status::StatusSink;
@@ -238,11 +238,7 @@ fn make_worker<W: CopySink>(
 ) -> Result<KafkaWorker<W>, Error> {
     let (config, connection) = (&shared.config, &shared.connection);
     let group = engine_group(config);
-    let membership = Membership {
-        session_timeout: Duration::from_millis(config.engine.session_timeout_ms),
-        max_poll_interval: MAX_POLL_INTERVAL,
-        ..Membership::new(&group, Some(name.to_owned()), ENGINE_INPUTS.map(Topic::name).to_vec())
-    };
+    let membership = membership(config, &group, name, ENGINE_INPUTS.map(Topic::name).to_vec());
     let policies = LogPolicies::new(KafkaLog::new(connection, &group)?, &shared.schemas, move |set| {
         copy.name_policies(set);
     });
@@ -250,13 +246,27 @@ fn make_worker<W: CopySink>(
         worker_config(config, name),
         &shared.schemas,
         KafkaGroup::join(connection, membership)?,
-        KafkaTxn::new(connection, name),
+        KafkaTxn::new(connection, name).with_timeout(transaction_timeout(config)),
         KafkaLog::new(connection, &group)?,
         SystemClock::new(),
         sink,
         Box::new(policies),
         status,
     ))
+}
+
+/// How a worker of either role takes part in its group.
+pub fn membership(config: &Config, group: &str, name: &str, inputs: Vec<TopicName>) -> Membership {
+    Membership {
+        session_timeout: Duration::from_millis(config.engine.session_timeout_ms),
+        max_poll_interval: MAX_POLL_INTERVAL,
+        ..Membership::new(group, Some(name.to_owned()), inputs)
+    }
+}
+
+/// How long the transactions of either role may be open.
+pub fn transaction_timeout(config: &Config) -> Duration {
+    Duration::from_millis(config.engine.transaction_timeout_ms)
 }
 
 /// The worker's part of the configuration.
@@ -268,7 +278,7 @@ pub fn worker_config(config: &Config, name: &str) -> worker::Config {
         partitions: config.kafka.partitions,
         batch_records_max: engine.batch_records_max,
         batch_hold: Duration::from_millis(engine.batch_ms_max),
-        transaction_timeout: Duration::from_millis(engine.transaction_timeout_ms),
+        transaction_timeout: transaction_timeout(config),
         idle_follow_ms: engine.idle_follow_ms,
         state_bytes_max: usize::try_from(engine.state_bytes_max).unwrap_or(usize::MAX) / engine.workers,
         lateness_days: engine.lateness_days,

@@ -403,7 +403,7 @@ impl<'a> Tracer<'a> {
             }
             if hits.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        hits.sort_by(|a, b| (a.at.partition, a.at.offset).cmp(&(b.at.partition, b.at.offset)));
+        hits.sort_by_key(|f| (f.at.partition, f.at.offset));
         Ok(hits)
     }
 

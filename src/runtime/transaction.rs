@@ -24,15 +24,16 @@ use super::source::GroupMetadata;
 use crate::domain::Timestamp;
 use crate::topology::OUTPUT_BYTES_MAX;
 
-/// How long the broker leaves a silent transaction open. A reader, and a survivor after a crash, waits that long.
+/// How long the broker leaves a silent transaction open, unless configured otherwise. A reader, and a survivor after a
+/// crash, waits that long.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a commit or an abort may take before its outcome counts as unknown: the broker's own end of the
-/// transaction lies before it.
-const END_TIMEOUT: Duration = Duration::from_secs(15);
+/// How much longer than a transaction may be open its commit or abort may take before the outcome counts as unknown:
+/// the broker's own end of the transaction lies before it.
+const END_TIMEOUT_MORE: Duration = Duration::from_secs(5);
 /// How long `init` waits for the broker to finish what an older producer left.
 const INIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long deliveries and offsets may take; the transaction ends soon after.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(8);
+/// Longest wait for room in the producer's queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(8);
 /// A call this slow may have been retried; a late copy of it may still be on its way.
 const SLOW: Duration = Duration::from_secs(5);
 /// One wait for deliveries, between two looks at what failed.
@@ -44,6 +45,8 @@ const SERVE_EVERY: u32 = 1024;
 pub struct KafkaTxn {
     connection: Connection,
     id: String,
+    /// `transaction.timeout.ms`.
+    timeout: Duration,
     /// `None` before the first `init`.
     producer: Option<Bounded<BaseProducer<Deliveries>>>,
     /// When the open transaction began.
@@ -59,11 +62,26 @@ impl KafkaTxn {
         KafkaTxn {
             connection: connection.clone(),
             id: transactional_id.into(),
+            timeout: TRANSACTION_TIMEOUT,
             producer: None,
             began: None,
             suspect: None,
             unserved: 0,
         }
+    }
+
+    /// The same with another transaction timeout.
+    pub fn with_timeout(self, timeout: Duration) -> KafkaTxn {
+        KafkaTxn { timeout, ..self }
+    }
+
+    /// How long deliveries and offsets may take; the transaction ends soon after.
+    fn delivery_timeout(&self) -> Duration {
+        self.timeout * 4 / 5
+    }
+
+    fn end_timeout(&self) -> Duration {
+        self.timeout + END_TIMEOUT_MORE
     }
 
     /// The transactional.id.
@@ -94,7 +112,7 @@ impl KafkaTxn {
             fatal: fatal.is_some(),
             must_abort: matches!(cause, KafkaError::Transaction(error) if error.txn_requires_abort()),
             retriable: is_retriable(cause),
-            overdue: self.began.is_some_and(|began| began.elapsed() >= TRANSACTION_TIMEOUT),
+            overdue: self.began.is_some_and(|began| began.elapsed() >= self.timeout),
         };
         let cause = fatal.map_or_else(|| cause.to_string(), |(_, reason)| reason);
         Error::new(reaction(&facts), format!("could not {} of {}", step.words(), self.id), cause)
@@ -102,7 +120,7 @@ impl KafkaTxn {
 
     /// Waits until every record was delivered or refused.
     fn drain(&mut self, step: Step) -> Result<(), Error> {
-        let deadline = Instant::now() + DELIVERY_TIMEOUT;
+        let deadline = Instant::now() + self.delivery_timeout();
         loop {
             let producer = self.producer()?;
             let idle = drain_once(producer);
@@ -167,8 +185,8 @@ impl Txn for KafkaTxn {
         self.producer = None;
         let mut config = producer_config(&self.connection);
         config.set("transactional.id", &self.id);
-        config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string());
-        config.set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
+        config.set("transaction.timeout.ms", self.timeout.as_millis().to_string());
+        config.set("message.timeout.ms", self.delivery_timeout().as_millis().to_string());
         let producer = config
             .create_with_context(Deliveries::default())
             .map_err(|e| client::error(format!("could not make producer {}", self.id), &e))?;
@@ -211,7 +229,7 @@ impl Txn for KafkaTxn {
         let list = client::partition_list(offsets)?;
         self.timed(|txn| {
             txn.drain(Step::Offsets)?;
-            txn.until(Step::Offsets, DELIVERY_TIMEOUT, |producer, left| {
+            txn.until(Step::Offsets, txn.delivery_timeout(), |producer, left| {
                 producer.send_offsets_to_transaction(&list, &metadata.0, left)
             })
         })
@@ -220,7 +238,7 @@ impl Txn for KafkaTxn {
     fn commit(&mut self) -> Result<(), Error> {
         self.timed(|txn| {
             txn.drain(Step::Drain)?;
-            txn.until(Step::Commit, END_TIMEOUT, |producer, left| producer.commit_transaction(left))?;
+            txn.until(Step::Commit, txn.end_timeout(), |producer, left| producer.commit_transaction(left))?;
             txn.began = None;
             Ok(())
         })
@@ -230,7 +248,7 @@ impl Txn for KafkaTxn {
         self.suspect = Some("abort");
         // librdkafka's abort purges the queues and then waits for reports that only a poll takes away: so it is called
         // with short waits, and polled in between, until nothing is in flight.
-        self.until(Step::Abort, END_TIMEOUT, |producer, left| {
+        self.until(Step::Abort, self.end_timeout(), |producer, left| {
             let busy = producer.in_flight_count() > 0;
             let result = producer.abort_transaction(if busy { Duration::from_millis(5) } else { left });
             if busy && result.is_err() {
@@ -354,7 +372,7 @@ fn enqueue(
         let add = |to: OwnedHeaders, &(key, value): &(&str, &[u8])| to.insert(Header { key, value: Some(value) });
         queued.headers = Some(record.headers.iter().fold(headers, add));
     }
-    let deadline = Instant::now() + DELIVERY_TIMEOUT;
+    let deadline = Instant::now() + QUEUE_TIMEOUT;
     loop {
         match producer.send(queued) {
             Ok(()) => return Ok(()),

@@ -17,6 +17,7 @@ use super::framing::{self, FramingError, SchemaName};
 use crate::topology::{INPUT_BYTES_MAX, OUTPUT_BYTES_MAX, TOPICS, Topic};
 
 mod guard;
+mod plain;
 
 pub use guard::{SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, SCHEMA_NODES_MAX, check as check_schema};
 
@@ -142,6 +143,8 @@ pub enum RegistryError {
 /// The verdict on a writer's schema for one topic.
 #[derive(Clone)]
 enum Writer {
+    /// Its schema is the one we write ourselves.
+    Ours(Arc<serde_avro_fast::Schema>),
     Fits(Arc<serde_avro_fast::Schema>),
     Mismatch(Arc<str>),
 }
@@ -209,7 +212,7 @@ fn local_schema(name: SchemaName) -> Option<&'static str> {
 /// Whether what this schema writes can be read as the topic's record. Asked once per schema, so that a record of
 /// another shape has one stable code whatever its bytes.
 fn judge(topic: Topic, text: &str) -> Writer {
-    let verdict = (|| {
+    let verdict = (|| -> Result<_, String> {
         let subject = subject(topic).ok_or_else(|| format!("{} carries no avro", topic.name()))?;
         guard::check(text).map_err(|e| e.to_string())?;
         let parsed = apache_avro::Schema::parse_str(text).map_err(|_| "it does not parse".to_owned())?;
@@ -221,10 +224,13 @@ fn judge(topic: Topic, text: &str) -> Writer {
             // Partial: some values of that shape could not be read. Refused at once, not record by record.
             Ok(Compatibility::Partial) | Err(_) => return Err("its shape is incompatible".to_owned()),
         }
-        text.parse::<serde_avro_fast::Schema>().map_err(|_| "it does not parse".to_owned())
+        let ours = parsed.canonical_form() == subject.reference.canonical_form();
+        let schema = text.parse::<serde_avro_fast::Schema>().map_err(|_| "it does not parse".to_owned())?;
+        Ok((ours, Arc::new(schema)))
     })();
     match verdict {
-        Ok(schema) => Writer::Fits(Arc::new(schema)),
+        Ok((true, schema)) => Writer::Ours(schema),
+        Ok((false, schema)) => Writer::Fits(schema),
         Err(why) => Writer::Mismatch(why.into()),
     }
 }
@@ -254,16 +260,22 @@ pub struct Encoder {
     schemas: Arc<Schemas>,
     /// By `Topic as usize`.
     configs: [Option<SerializerConfig<'static>>; TOPICS.len()],
+    /// Name and number of fields of the topic's record, by `Topic as usize`.
+    shapes: [(&'static str, usize); TOPICS.len()],
 }
 
 impl Encoder {
     /// An encoder that writes the ids of `schemas`.
     pub fn new(schemas: &Arc<Schemas>) -> Encoder {
         let mut configs = [const { None }; TOPICS.len()];
+        let mut shapes = [("", 0); TOPICS.len()];
         for subject in subjects() {
             configs[subject.topic as usize] = Some(SerializerConfig::new(&subject.fast));
+            if let apache_avro::Schema::Record(record) = &subject.reference {
+                shapes[subject.topic as usize] = (record.name.name(), record.fields.len());
+            }
         }
-        Encoder { schemas: schemas.clone(), configs }
+        Encoder { schemas: schemas.clone(), configs, shapes }
     }
 
     /// Appends the framed value to `out`, which is left as it was on an error.
@@ -274,8 +286,12 @@ impl Encoder {
             return Err(shape("the topic carries no avro".into()));
         };
         framing::push_prefix(id, out);
-        let mut state = SerializerState::from_writer(&mut *out, config);
-        let written = value.serialize(state.serializer());
+        let (body, (name, fields)) = (out.len(), self.shapes[topic as usize]);
+        let written = plain::write(value, name, fields, out).or_else(|_| {
+            out.truncate(body);
+            let mut state = SerializerState::from_writer(&mut *out, config);
+            value.serialize(state.serializer()).map(|_| ())
+        });
         let (bytes, max) = (out.len() - start, value_bytes_max(topic));
         let result = match written {
             Err(error) => Err(shape(error.to_string())),
@@ -369,6 +385,8 @@ impl Decoder {
         }
         let (name, body) = framing::split(value, headers)?;
         match self.writer(topic, name)? {
+            // What the short way refuses is read again the long way, which knows why.
+            Writer::Ours(schema) => plain::read(body).or_else(|_| read(schema, body)),
             Writer::Fits(schema) => read(schema, body),
             Writer::Mismatch(why) => Err(DecodeError::Mismatch { name, why: why.clone() }),
         }
