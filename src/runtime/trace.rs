@@ -226,7 +226,7 @@ impl<'a> Tracer<'a> {
         })?;
         match cause {
             Some((topic, partition, offset)) => {
-                let text = format!("written because of {topic}:{partition}:{offset}");
+                let text = format!("names {topic}:{partition}:{offset} as its cause");
                 self.step(Step { stage: "output", text, coordinate: Some(at.to_string()), ..Step::default() });
                 let known = Topic::by_name(&topic).is_none_or(|t| t == Topic::RiskSignals);
                 match known {
