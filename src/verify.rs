@@ -321,7 +321,12 @@ impl<'a, L: Log> Verifier<'a, L> {
             if !is_the_engines(topic, &record) {
                 return;
             }
-            let left = expected.entry(print(&record)).or_default();
+            let print = print(&record);
+            // Anybody may write to an input, with our headers too. Ours is what the fold wrote; a double still shows.
+            if topic == Topic::RiskSignals && !expected.contains_key(&print) {
+                return;
+            }
+            let left = expected.entry(print).or_default();
             *left -= 1;
             if *left < 0 {
                 report.differ(|| format!("INV-1: extra on {}: {}", place(topic.name(), &record), id_of(&record)));

@@ -142,6 +142,27 @@ proptest! {
     }
 
     #[test]
+    fn kept_terms_are_those_made_anew(acts in prop::collection::vec(act(), 1..12), seed in any::<u64>(), live: bool) {
+        let mut signals = shuffled(&everything(&acts), seed);
+        if live {
+            signals.sort_by_key(|s| s.ingested_at);
+        }
+        let mut driver = Driver::new(policies());
+        for (n, signal) in signals.iter().enumerate() {
+            let accepted = matches!(driver.signal(signal), Outcome::Scored | Outcome::Unscored);
+            let hour = driver.stream_time.hour();
+            let kept = driver.user.changes.known.clone().take(&driver.policies, hour);
+            prop_assert!(kept.is_some() || !accepted, "an accepted signal leaves terms behind");
+            if let Some(terms) = kept {
+                prop_assert_eq!(terms, Curve::new(&driver.user, &driver.policies.catalogue, hour).terms);
+            }
+            if n % 4 == 3 {
+                driver.finish();
+            }
+        }
+    }
+
+    #[test]
     fn a_retraction_leaves_what_the_others_add_up_to(acts in prop::collection::vec(act(), 2..10)) {
         let mut acts = acts;
         acts[0].retracted = true;

@@ -85,11 +85,11 @@ fn case(name: &str, user: &User, hour: i64) -> Value {
                     json!({
                         "indicator": catalogue.indicators[n].id, "count": i.count,
                         "magnitude_milli": i.magnitude_milli, "bytes": i.bytes, "hours": i.hours,
-                        "destinations": i.destinations, "devices": i.devices,
+                        "destinations": i.destinations.as_slice(), "devices": i.devices.as_slice(),
                     })
                 })
                 .collect();
-            json!({"day": d.day.0, "hours": d.hours, "insights": insights})
+            json!({"day": d.day.0, "hours": d.hours.as_slice(), "insights": insights})
         })
         .collect();
     let pairs = |list: &[(u32, Day)]| -> Vec<Value> { list.iter().map(|(hash, day)| json!([hash, day.0])).collect() };

@@ -76,7 +76,9 @@ pub fn run(cluster: &Cluster, options: &Options) -> Result<(Ceiling, Pipeline), 
     let mut signal_bytes = 0.0;
     for round in 1..=options.rounds {
         let ceiling = ceiling::run(cluster, &one)?;
-        signal_bytes = f64::max(signal_bytes, ceiling.signal_bytes);
+        if round == 1 {
+            signal_bytes = ceiling.signal_bytes;
+        }
         bare.extend(ceiling.runs.into_iter().map(|run| ceiling::Run { round, ..run }));
         runs.push(run_once(cluster, options, round)?);
     }

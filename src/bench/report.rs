@@ -186,11 +186,11 @@ impl Report {
     /// Name, value and remark of every figure, in order of measuring.
     pub fn rows(&self) -> Vec<[String; 3]> {
         let mut rows = self.about();
+        rows.extend(self.state.iter().flat_map(State::rows));
         rows.extend(self.engine.iter().flat_map(Engine::rows));
         rows.extend(self.ceiling.iter().flat_map(Ceiling::rows));
         rows.extend(self.pipeline.iter().flat_map(Pipeline::rows));
         rows.extend(self.latency.iter().flat_map(Latency::rows));
-        rows.extend(self.state.iter().flat_map(State::rows));
         rows.extend(self.targets.iter().map(Target::row));
         rows
     }

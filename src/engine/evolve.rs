@@ -4,7 +4,7 @@
 
 use super::state::{
     DESTINATIONS_PER_INSIGHT_MAX, DaySegment, INSIGHTS_PER_DAY_MAX, Insight, LIMIT_INSIGHTS, LIMIT_SEEN, LIMIT_SIGNALS,
-    SEEN_MAX, SIGNALS_PER_DAY_MAX, SignalEntry, User,
+    Names, SEEN_MAX, SIGNALS_PER_DAY_MAX, SignalEntry, User,
 };
 use crate::domain::{Day, Timestamp};
 
@@ -43,7 +43,8 @@ pub fn evolve(user: &mut User, change: &Change) {
 }
 
 /// Notes the first sight of a signal's names. Never undone, so that only the set of signals matters.
-pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device: u32) {
+/// Says whether anything became known that is not a time.
+pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device: u32) -> bool {
     let mut changed = false;
     for (list, name) in [(&mut user.seen.domains, destination), (&mut user.seen.devices, device)] {
         if name == 0 {
@@ -78,12 +79,17 @@ pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device:
         user.head.last_signal_at = at;
         user.changes.head = true;
     }
+    changed || earlier
 }
 
 /// Days older than the lateness horizon forget their single signals; days older than `DAYS_KEPT` go altogether.
 pub fn forget(user: &mut User, today: Day, lateness_days: i64) {
     let oldest = today.0 - super::state::DAYS_KEPT;
     let gone = user.days.iter().take_while(|d| d.day.0 <= oldest).count();
+    if gone > 0 {
+        // Terms name days by their place.
+        user.changes.known = Default::default();
+    }
     for segment in user.days.drain(..gone) {
         user.changes.dropped.push(segment.day);
         user.changes.days.retain(|d| *d != segment.day);
@@ -264,7 +270,7 @@ fn add(segment: &mut DaySegment, entry: &SignalEntry) -> u32 {
     0
 }
 
-fn add_name(list: &mut Vec<(u32, u32)>, name: u32, count: u32) {
+fn add_name(list: &mut Names, name: u32, count: u32) {
     if name == 0 {
         return;
     }

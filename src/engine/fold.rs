@@ -11,7 +11,7 @@ use super::decide_signal::{Checked, Decision, decide};
 use super::emit::Emit;
 use super::evolve::{self, Change};
 use super::publish::uuid_text;
-use super::score::Curve;
+use super::score::{Curve, Terms, renew_last_day};
 use super::state::{Cause, Directory as Facts, User, hash64};
 use super::{Context, Input, Numbers, Outcome, Position, Sink, headline, timer};
 use crate::domain::chronology::{ChronologyEntry, Insight, NameCount, Pivot, SignalFacts};
@@ -36,7 +36,9 @@ pub fn apply(
         Input::Signal(s) => match decide(user, s, ctx) {
             Decision::Dead(code) => Outcome::Dead(code),
             Decision::Duplicate(checked) => {
-                sight(user, &checked);
+                if sight(user, &checked) {
+                    user.changes.known = Default::default();
+                }
                 Outcome::Duplicate
             }
             Decision::Accept(checked, change) => {
@@ -81,23 +83,50 @@ fn measure(curve: &Curve<'_>, score_milli: i64, touched: &[Place], hour: i64) ->
     Measured { score_milli, points_milli: touched.iter().map(points).collect() }
 }
 
-/// Measures, then lets everything happen that was due.
-fn before(user: &mut User, touched: &[Place], emit: &mut Emit<'_>) -> Measured {
+/// Measures, then lets everything happen that was due. Nothing of that changes the terms.
+fn before(user: &mut User, touched: &[Place], emit: &mut Emit<'_>) -> (Measured, Terms) {
     let ctx = emit.ctx;
     let hour = ctx.stream_time.hour();
-    let curve = Curve::new(user, &ctx.policies.catalogue, hour);
+    let known = user.changes.known.take(ctx.policies, hour);
+    let curve = match known {
+        Some(terms) => Curve::of(user, &ctx.policies.catalogue, terms),
+        None => Curve::new(user, &ctx.policies.catalogue, hour),
+    };
     let measured = measure(&curve, curve.score_at(hour), touched, hour);
+    let terms = curve.terms;
     if timer::is_behind(user, measured.score_milli, ctx.stream_time) {
         timer::catch_up(user, emit.user_key, ctx.stream_time, ctx, emit.sink);
     }
-    measured
+    (measured, terms)
 }
 
-fn sight(user: &mut User, checked: &Checked) {
-    if checked.op != Op::Retract {
-        let entry = &checked.entry;
-        evolve::sight(user, checked.day, checked.at, entry.destination, entry.device);
+/// Says whether a name is new or known for longer, or the person is: then other days may be worth something else.
+fn sight(user: &mut User, checked: &Checked) -> bool {
+    if checked.op == Op::Retract {
+        return false;
     }
+    let entry = &checked.entry;
+    evolve::sight(user, checked.day, checked.at, entry.destination, entry.device)
+}
+
+/// Notes the signal in the state. Terms of before stay of use as long as only the last day changes.
+fn change_state(user: &mut User, checked: &Checked, change: &Change, mut terms: Terms, ctx: &Context<'_>) -> Terms {
+    let hour = ctx.stream_time.hour();
+    let (days, last) = (user.days.len(), user.days.last().map(|d| d.day));
+    let sighted = sight(user, checked);
+    evolve::evolve(user, change);
+    evolve::forget(user, ctx.stream_time.day_at(0), ctx.lateness_days);
+    let changed = match *change {
+        Change::Insert { day, .. } | Change::Reserve { day, .. } | Change::Retract { day, .. } => Some(day),
+        Change::Replace { was, day, .. } => (was == day).then_some(day),
+    };
+    let added = usize::from(changed > last);
+    let only_last = changed.is_some() && user.days.last().map(|d| d.day) == changed && user.days.len() == days + added;
+    if sighted || !only_last {
+        return Curve::new(user, &ctx.policies.catalogue, hour).terms;
+    }
+    renew_last_day(&mut terms, user, &ctx.policies.catalogue, hour);
+    terms
 }
 
 fn signal(
@@ -111,16 +140,14 @@ fn signal(
     let ctx = emit.ctx;
     let hour = ctx.stream_time.hour();
     let touched = touched(user, checked, change, ctx);
-    let before = before(user, &touched, emit);
+    let (before, terms) = before(user, &touched, emit);
     let lives = checked.op != Op::Retract;
-    sight(user, checked);
-    evolve::evolve(user, change);
-    evolve::forget(user, ctx.stream_time.day_at(0), ctx.lateness_days);
+    let terms = change_state(user, checked, change, terms, ctx);
     user.head.user_rev += 1;
     user.changes.head = true;
     let fired = if lives { fire_dlp(user, signal, checked.at, ctx) } else { Vec::new() };
 
-    let curve = Curve::new(user, &ctx.policies.catalogue, hour);
+    let curve = Curve::of(user, &ctx.policies.catalogue, terms);
     let whole = curve.at(hour);
     let after = measure(&curve, whole.score_milli, &touched, hour);
     let mut moves: SmallVec<[Move; 2]> = SmallVec::new();
@@ -133,6 +160,7 @@ fn signal(
             moves.extend(alerts::decide_loss(user, &curve, (*day, code), ctx));
         }
     }
+    let terms = curve.terms;
     let notes = evolve_alerts(user, moves, emit, numbers);
     let place = touched.first().copied();
     activity_entry(user, signal, checked, change, place, (&before, &after), &notes, emit);
@@ -141,6 +169,7 @@ fn signal(
     }
     follow_up(user, &notes, before.score_milli, after.score_milli, emit);
     close_input(user, emit);
+    user.changes.known.keep(terms, ctx.policies, hour);
     if checked.position.is_none() && lives { Outcome::Unscored } else { Outcome::Scored }
 }
 
@@ -260,7 +289,7 @@ fn fire_dlp(user: &mut User, signal: &Signal<'_>, at: Timestamp, ctx: &Context<'
 fn directory(user: &mut User, record: &Directory<'_>, emit: &mut Emit<'_>, numbers: &mut Numbers) -> Outcome {
     let ctx = emit.ctx;
     let hour = ctx.stream_time.hour();
-    let before = before(user, &[], emit);
+    let (before, _) = before(user, &[], emit);
     let leaving = |facts: Option<&Facts>| facts.is_some_and(|d| d.announced.is_some() || d.last_day.is_some());
     let was_leaving = leaving(user.head.directory.as_ref());
     user.head.directory = Some(facts(record));

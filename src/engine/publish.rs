@@ -52,7 +52,11 @@ fn is_gone(user: &User) -> bool {
 }
 
 fn latest(user: &mut User, user_key: &str, cause: &mut Cause, now: Timestamp, ctx: &Context<'_>, sink: &mut dyn Sink) {
-    let curve = Curve::new(user, &ctx.policies.catalogue, now.hour());
+    let known = user.changes.known.take(ctx.policies, now.hour());
+    let curve = match known {
+        Some(terms) => Curve::of(user, &ctx.policies.catalogue, terms),
+        None => Curve::new(user, &ctx.policies.catalogue, now.hour()),
+    };
     let sum = curve.at(now.hour());
     let mut published = user.head.published;
     published.as_of = now;
@@ -72,6 +76,8 @@ fn latest(user: &mut User, user_key: &str, cause: &mut Cause, now: Timestamp, ct
         let envelope = cause.envelope(user_key, &event_id, user.head.user_rev, now, ctx);
         sink.level(&RiskLevel { envelope, ..level(user, &sum, &published, ctx) });
     }
+    let terms = curve.terms;
+    user.changes.known.keep(terms, ctx.policies, now.hour());
     user.head.published = published;
     user.changes.level = false;
 }
@@ -88,7 +94,11 @@ fn changed_alerts(
     if user.head.alerts.iter().all(|a| a.change == Change::None) {
         return;
     }
-    let curve = Curve::new(user, &ctx.policies.catalogue, now.hour());
+    let known = user.changes.known.take(ctx.policies, now.hour());
+    let curve = match known {
+        Some(terms) => Curve::of(user, &ctx.policies.catalogue, terms),
+        None => Curve::new(user, &ctx.policies.catalogue, now.hour()),
+    };
     for alert in user.head.alerts.iter().filter(|a| a.change != Change::None) {
         let n = ctx.policies.position_of_hash(alert.policy);
         let policy = n.map(|n| &ctx.policies.policies[n]);

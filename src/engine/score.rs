@@ -4,10 +4,12 @@
 
 use smallvec::SmallVec;
 
+use std::sync::LazyLock;
+
 use super::math::{ONE_Q16, ONE_Q32, exp2_neg_q32, log2_q16};
 use super::state::{Directory, Insight, Seen, Spent, User, hash64};
-use crate::domain::indicator::{Boosters, Catalogue, Category, Indicator, Measure};
-use crate::domain::policy::Policy;
+use crate::domain::indicator::{Boosters, Catalogue, Category, HALF_LIVES_DAYS, Indicator, Measure};
+use crate::domain::policy::{Policy, PolicySet};
 use crate::domain::time::{DAY_MS, HOUR_MS};
 use crate::domain::{Day, Level, Timestamp};
 
@@ -106,19 +108,62 @@ pub struct Curve<'a> {
     user: &'a User,
     catalogue: &'a Catalogue,
     /// In order of day, then code.
-    pub terms: SmallVec<[Term; 4]>,
+    pub terms: Terms,
     pub boosts: SmallVec<[Boost; 2]>,
+}
+
+/// Terms of a user, in order of day, then code.
+pub type Terms = SmallVec<[Term; 4]>;
+
+/// Terms kept from one question to the next while nothing they depend on changes. No part of the state: it never
+/// makes two users differ.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Hour from which the terms count, and the first bytes of the hash of the policy set they were made by.
+    of: Option<(i64, [u8; 16])>,
+    terms: Terms,
+}
+
+impl PartialEq for Known {
+    fn eq(&self, _: &Known) -> bool {
+        true
+    }
+}
+
+impl Eq for Known {}
+
+impl Known {
+    /// Keeps terms.
+    pub fn keep(&mut self, terms: Terms, policies: &PolicySet, hour: i64) {
+        self.of = beginning(policies).map(|beginning| (hour, beginning));
+        self.terms = terms;
+    }
+
+    /// Hands the terms over, if they are the ones asked for.
+    pub fn take(&mut self, policies: &PolicySet, hour: i64) -> Option<Terms> {
+        let (kept_hour, kept_set) = self.of.take()?;
+        let terms = std::mem::take(&mut self.terms);
+        (kept_hour == hour && beginning(policies) == Some(kept_set)).then_some(terms)
+    }
+}
+
+/// Enough of a content hash to tell sets apart; `None` for a set without one.
+fn beginning(policies: &PolicySet) -> Option<[u8; 16]> {
+    let mut beginning = [0; 16];
+    let length = policies.hash.len().min(16);
+    beginning[..length].copy_from_slice(&policies.hash.as_bytes()[..length]);
+    (length > 0).then_some(beginning)
 }
 
 impl<'a> Curve<'a> {
     /// The curve from `hour` on.
     pub fn new(user: &'a User, catalogue: &'a Catalogue, hour: i64) -> Curve<'a> {
-        Curve {
-            user,
-            catalogue,
-            terms: terms(user, catalogue, hour),
-            boosts: boosts(user.head.directory.as_ref(), &catalogue.boosters),
-        }
+        Curve::of(user, catalogue, terms(user, catalogue, hour))
+    }
+
+    /// The curve of terms that are known.
+    pub fn of(user: &'a User, catalogue: &'a Catalogue, terms: Terms) -> Curve<'a> {
+        Curve { user, catalogue, terms, boosts: boosts(user.head.directory.as_ref(), &catalogue.boosters) }
     }
 
     /// The user's score at an hour, with its parts.
@@ -364,6 +409,19 @@ pub fn decay_q32(day: Day, indicator: &Indicator, hour: i64) -> u64 {
     if age > 24 * LOOK_BACK_DAYS.min(HALF_LIVES_KEPT * half_life) {
         return 0;
     }
+    match HALF_LIVES_DAYS.iter().position(|h| *h == indicator.half_life_days) {
+        Some(n) => DECAYS[n][age as usize],
+        None => decayed(age, half_life),
+    }
+}
+
+/// `decayed` of every age that counts, for each of `HALF_LIVES_DAYS`: a level ahead takes dozens of evaluations.
+static DECAYS: LazyLock<Vec<Vec<u64>>> = LazyLock::new(|| {
+    let table = |h: &u16| (0..=24 * LOOK_BACK_DAYS).map(|age| decayed(age, i64::from(*h))).collect();
+    HALF_LIVES_DAYS.iter().map(table).collect()
+});
+
+fn decayed(age: i64, half_life: i64) -> u64 {
     exp2_neg_q32(age as u64 * ONE_Q16 / (24 * half_life as u64))
 }
 
@@ -504,8 +562,8 @@ impl Hours {
     }
 }
 
-fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> SmallVec<[Term; 4]> {
-    let mut terms = SmallVec::new();
+fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> Terms {
+    let mut terms = Terms::new();
     let mut window = Window { past: SmallVec::new(), entered: 0, left: 0, sums: SmallVec::new() };
     window.sums.resize(catalogue.indicators.len(), (0, 0));
     let mut hours = Hours { histogram: [0; 24], entered: 0, left: 0 };
@@ -525,23 +583,68 @@ fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> SmallVec<[Term; 4]> {
             if m == 0 || !counts || decay_q32(segment.day, indicator, hour) == 0 {
                 continue;
             }
-            let (reference_days, reference_milli) = window.sums[position];
-            let mut term = Term {
-                position,
-                day: segment.day,
-                at: (d as u32, n as u32),
-                reference_milli,
-                reference_days,
-                habit_q16: habit_q16(reference_days, oldest_source.map(|since| segment.day.0 - since.0)),
-                novel_q16: novel_q16(insight, segment.day, &user.seen, user.head.first_day),
-                own_q16: own_q16(insight.hours, outside),
-                q_q16: 0,
-            };
-            term.q_q16 = scale(log_q16(relative(m, reference_milli)), &term);
-            terms.push(term);
+            let age = oldest_source.map(|since| segment.day.0 - since.0);
+            terms.push(term(user, (d, n), position, m, window.sums[position], outside, age));
         }
     }
     terms
+}
+
+fn term(
+    user: &User,
+    (d, n): (usize, usize),
+    position: usize,
+    magnitude: u64,
+    (reference_days, reference_milli): (u32, u64),
+    outside: u32,
+    source_age_days: Option<i32>,
+) -> Term {
+    let segment = &user.days[d];
+    let insight = &segment.insights[n];
+    let mut term = Term {
+        position,
+        day: segment.day,
+        at: (d as u32, n as u32),
+        reference_milli,
+        reference_days,
+        habit_q16: habit_q16(reference_days, source_age_days),
+        novel_q16: novel_q16(insight, segment.day, &user.seen, user.head.first_day),
+        own_q16: own_q16(insight.hours, outside),
+        q_q16: 0,
+    };
+    term.q_q16 = scale(log_q16(relative(magnitude, reference_milli)), &term);
+    term
+}
+
+/// Makes the terms of the user's last day anew. Enough after a change of that day alone: no other day refers to it.
+pub fn renew_last_day(terms: &mut Terms, user: &User, catalogue: &Catalogue, hour: i64) {
+    let Some((segment, before)) = user.days.split_last() else { return };
+    let day = segment.day;
+    while terms.last().is_some_and(|t| t.day == day) {
+        terms.pop();
+    }
+    if hour - day.end().hour() > 24 * LOOK_BACK_DAYS {
+        return;
+    }
+    let near = &before[before.partition_point(|d| d.day.0 < day.0 - REFERENCE_FROM_DAYS)..];
+    let mut histogram = [0; 24];
+    near.iter().flat_map(|d| &d.hours).for_each(|(hour, count)| histogram[usize::from(*hour)] += count);
+    let outside = outside_hours(&histogram);
+    let reference = &near[..near.partition_point(|d| d.day.0 < day.0 - REFERENCE_TO_DAYS)];
+    let age = catalogue.sources_since.values().min().map(|since| day.0 - since.0);
+    for (n, insight) in segment.insights.iter().enumerate().filter(|(_, i)| i.count > 0) {
+        let Some(position) = catalogue.position_of_code(insight.code) else { continue };
+        let indicator = &catalogue.indicators[position];
+        let size = |i: &Insight| magnitude(indicator.measure, i.count, i.magnitude_milli, i.bytes);
+        let m = size(insight);
+        if m == 0 || decay_q32(day, indicator, hour) == 0 {
+            continue;
+        }
+        let own = |i: &&Insight| i.code == insight.code && i.count > 0;
+        let past = reference.iter().filter_map(|d| d.insights.iter().find(own));
+        let sums = past.fold((0, 0), |(days, sum), i| (days + u32::from(i.magnitude_milli > 0), sum + size(i)));
+        terms.push(term(user, (before.len(), n), position, m, sums, outside, age));
+    }
 }
 
 /// Every booster that holds at some time, from facts about the person.

@@ -3,6 +3,9 @@
 //! when. Bounded: each list has a named maximum. How it is written down is `wire/state.rs`.
 //! Next: `score.rs`, what it adds up to.
 
+use smallvec::SmallVec;
+
+use super::score::Known;
 use crate::domain::alert::{Status, Window};
 use crate::domain::{Day, Level, Timestamp};
 
@@ -41,13 +44,15 @@ pub struct Changes {
     pub head: bool,
     pub seen: bool,
     /// Changed days (also those in `days`), ascending, no repeats.
-    pub days: Vec<Day>,
+    pub days: SmallVec<[Day; 4]>,
     /// Days dropped since the last write.
     pub dropped: Vec<Day>,
     /// The level changed since the last `finish`.
     pub level: bool,
     /// The last accepted input since the last `finish`: what the latest values say caused them.
     pub cause: Cause,
+    /// What the score was last made of, for whoever asks next.
+    pub known: Known,
 }
 
 /// The input that latest values name as their cause. Not part of the state.
@@ -137,8 +142,8 @@ pub struct Published {
 /// Domains and devices with the first day each was seen; ascending by hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    pub domains: Vec<(u32, Day)>,
-    pub devices: Vec<(u32, Day)>,
+    pub domains: SmallVec<[(u32, Day); 2]>,
+    pub devices: SmallVec<[(u32, Day); 2]>,
 }
 
 /// One day of a user.
@@ -150,7 +155,7 @@ pub struct DaySegment {
     /// Ascending by id; empty once the day is older than the lateness horizon.
     pub signals: Vec<SignalEntry>,
     /// Signals per local hour of the day.
-    pub hours: Vec<(u8, u32)>,
+    pub hours: SmallVec<[(u8, u32); 2]>,
 }
 
 /// user × indicator × day: a term of the score.
@@ -168,10 +173,13 @@ pub struct Insight {
     pub hours: u32,
     pub last_at: Timestamp,
     /// Signals per destination (hash of its domain), ascending by hash; the smallest `DESTINATIONS_PER_INSIGHT_MAX`.
-    pub destinations: Vec<(u32, u32)>,
+    pub destinations: Names,
     /// Signals per device, likewise.
-    pub devices: Vec<(u32, u32)>,
+    pub devices: Names,
 }
+
+/// Names by hash with how often each occurred; most insights know one.
+pub type Names = SmallVec<[(u32, u32); 2]>;
 
 /// One signal as remembered: enough to take back exactly what it added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

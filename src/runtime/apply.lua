@@ -15,9 +15,8 @@ local function take()
   return ARGV[at]
 end
 
-local function write(key, first)
-  redis.call('DEL', key)
-  local fields = first
+-- Sets the fields of a list, after the given ones. Fields of before stay.
+local function set(key, fields)
   for _ = 1, tonumber(take()) do
     fields[#fields + 1] = take()
     fields[#fields + 1] = take()
@@ -34,6 +33,16 @@ local function skip()
   local pairs = tonumber(take())
   at = at + 2 * pairs
   return pairs
+end
+
+-- Whether a board must show it: 5 points, or another level.
+local BOUNDS = { 20000, 40000, 70000, 90000 }
+local function moved(before, now)
+  if math.abs(now - before) >= 5000 then return true end
+  for _, bound in ipairs(BOUNDS) do
+    if (before >= bound) ~= (now >= bound) then return true end
+  end
+  return false
 end
 
 local meta, top = KEYS[1], KEYS[2]
@@ -58,28 +67,43 @@ elseif not same_copy then
   redis.call('HSET', meta, 'applied', 0, 'changelog_offset', 0, 'applied_at', 0, 'users', 0)
 end
 
+-- The usual case is a known user whose fields only change values: then nothing is deleted and built anew.
 for key = 3, #KEYS, 3 do
   local r, w, s = KEYS[key], KEYS[key + 1], KEYS[key + 2]
   local user_key, commit_no, score = take(), take(), take()
-  local known = redis.call('HMGET', s, 'commit_no', 'generation')
-  local newer = known[2] == generation and tonumber(known[1]) >= tonumber(commit_no)
+  local known = redis.call('HMGET', s, 'commit_no', 'generation', 'top', 'windows')
+  local same = known[2] == generation
   local start = at
-  local score_fields, _, segments = skip(), skip(), skip()
-  if newer then
+  local score_fields, windows, segments = skip(), skip(), skip()
+  if same and tonumber(known[1]) >= tonumber(commit_no) then
     -- The same or a later state of this user is there already.
   elseif score_fields == 0 and segments == 0 then
     redis.call('DEL', r, w, s)
     redis.call('ZREM', top, user_key)
   else
     at = start
-    write(r, {})
-    write(w, {})
-    write(s, { 'commit_no', commit_no, 'generation', generation })
-    -- Every user stands in top, which is also how the users of a partition are found.
-    if score == '' then
-      redis.call('ZADD', top, 'NX', 0, user_key)
+    if not same then redis.call('DEL', r, w, s) end
+    set(r, {})
+    if windows > 0 or (same and known[4] ~= '0') then
+      redis.call('DEL', w)
+      set(w, {})
     else
-      redis.call('ZADD', top, score, user_key)
+      skip()
+    end
+    -- Every user stands in top, which is also how the users of a partition are found; small moves are left out.
+    local shown = same and known[3] or nil
+    if shown == nil or (score ~= '' and moved(tonumber(shown), tonumber(score))) then
+      shown = score == '' and '0' or score
+      redis.call('ZADD', top, shown, user_key)
+    end
+    local at_segments = at
+    local fixed = { 'commit_no', commit_no, 'generation', generation, 'top', shown, 'windows', windows }
+    set(s, fixed)
+    if same and redis.call('HLEN', s) ~= segments + 4 then
+      -- A segment went: what is left is written anew.
+      redis.call('DEL', s)
+      at = at_segments
+      set(s, { 'commit_no', commit_no, 'generation', generation, 'top', shown, 'windows', windows })
     end
   end
 end

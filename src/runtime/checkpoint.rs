@@ -23,6 +23,8 @@ pub const CHUNK_USERS_MAX: usize = 500;
 pub const CHUNK_BYTES_MAX: usize = 512 << 10;
 /// Changelog marks remembered until the copy has passed them.
 const MARKS_MAX: usize = 64;
+/// How often a copy with nothing to write is asked whether it still holds what it acknowledged.
+const LOOK_EVERY_MS: i64 = 10_000;
 
 /// How fresh a partition's copy is, for `/readyz` and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +59,8 @@ struct Copy {
     /// Under a new generation: old leftovers are swept once everything is written.
     rebuilding: bool,
     failing_since: Option<Timestamp>,
+    /// When the store last answered for this partition.
+    heard_at: Timestamp,
 }
 
 #[derive(Default)]
@@ -102,6 +106,11 @@ impl Handle {
     fn assigned(&self, standing: &Standing, loaded: Loaded, found: Option<&CopyMeta>) {
         let mut partitions = lock(&self.shared.partitions);
         let mut before = partitions.remove(&standing.partition).unwrap_or_default();
+        if before.epoch > standing.epoch {
+            // Another worker of this process took the partition over while this one was held up.
+            partitions.insert(standing.partition, before);
+            return;
+        }
         let trusted = found.filter(|_| loaded == Loaded::CaughtUp);
         if trusted.is_none() {
             before.waiting.clear();
@@ -120,13 +129,16 @@ impl Handle {
             asked: trusted.is_none(),
             rebuilding: trusted.is_none(),
             failing_since: None,
+            heard_at: standing.now,
         };
         partitions.insert(standing.partition, copy);
     }
 
     fn dirty(&self, standing: &Standing, users: Vec<DirtyUser>) {
         let mut partitions = lock(&self.shared.partitions);
-        let Some(copy) = partitions.get_mut(&standing.partition) else { return };
+        // A worker that was held up hands over what a later owner has read from the changelog.
+        let ours = |c: &&mut Copy| c.epoch == standing.epoch;
+        let Some(copy) = partitions.get_mut(&standing.partition).filter(ours) else { return };
         let (now, before) = (standing.commit_no, copy.committed);
         assert!(now >= before, "INV-4: commits are handed over in order: {now} after {before}");
         copy.committed = now;
@@ -139,15 +151,20 @@ impl Handle {
         copy.waiting.extend(users.into_iter().map(|u| (u.user_key, (u.commit_no, u.bytes))));
     }
 
-    fn revoked(&self, partition: i32) {
-        lock(&self.shared.partitions).remove(&partition);
+    /// Forgets a partition, unless it has a later owner.
+    fn revoked(&self, partition: i32, epoch: i64) {
+        let mut partitions = lock(&self.shared.partitions);
+        if partitions.get(&partition).is_some_and(|c| c.epoch <= epoch) {
+            partitions.remove(&partition);
+        }
     }
 
-    /// Partitions that lost data. The owner answers each with every user, through `dirty`.
-    fn lost(&self) -> Vec<i32> {
+    /// Partitions among these (with the epoch of their owner) that lost data. The owner answers each with every user,
+    /// through `dirty`.
+    fn lost(&self, owned: &BTreeMap<i32, i64>) -> Vec<i32> {
         let mut lost = Vec::new();
         for (partition, copy) in lock(&self.shared.partitions).iter_mut() {
-            if copy.wants_all && !copy.asked {
+            if copy.wants_all && !copy.asked && owned.get(partition) == Some(&copy.epoch) {
                 copy.asked = true;
                 lost.push(*partition);
             }
@@ -161,12 +178,14 @@ pub struct Copies<S: Store> {
     handle: Handle,
     store: S,
     found: BTreeMap<i32, CopyMeta>,
+    /// Epoch of each partition this worker took over: other workers share the handle.
+    owned: BTreeMap<i32, i64>,
 }
 
 impl<S: Store> Copies<S> {
     /// The sink of one worker, with a connection of its own for reading.
     pub fn new(handle: Handle, store: S) -> Copies<S> {
-        Copies { handle, store, found: BTreeMap::new() }
+        Copies { handle, store, found: BTreeMap::new(), owned: BTreeMap::new() }
     }
 }
 
@@ -185,6 +204,7 @@ impl<S: Store> CopySink for Copies<S> {
     }
 
     fn assigned(&mut self, standing: &Standing, loaded: Loaded) {
+        self.owned.insert(standing.partition, standing.epoch);
         self.handle.assigned(standing, loaded, self.found.get(&standing.partition));
     }
 
@@ -193,11 +213,13 @@ impl<S: Store> CopySink for Copies<S> {
     }
 
     fn revoked(&mut self, partition: i32) {
-        self.handle.revoked(partition);
+        if let Some(epoch) = self.owned.remove(&partition) {
+            self.handle.revoked(partition, epoch);
+        }
     }
 
     fn lost(&mut self) -> Vec<i32> {
-        self.handle.lost()
+        self.handle.lost(&self.owned)
     }
 }
 
@@ -224,14 +246,15 @@ impl<S: Store, C: Clock> Writer<S, C> {
 
     /// Writes what is dirty, once over all partitions.
     pub fn round(&mut self) -> Round {
-        let partitions: Vec<i32> = lock(&self.handle.shared.partitions)
+        let partitions: Vec<(i32, bool)> = lock(&self.handle.shared.partitions)
             .iter()
-            .filter(|(_, c)| !c.wants_all && (c.committed > c.acknowledged || !c.waiting.is_empty()))
-            .map(|(p, _)| *p)
+            .filter(|(_, c)| !c.wants_all)
+            .map(|(p, c)| (*p, c.committed > c.acknowledged || !c.waiting.is_empty() || c.rebuilding))
             .collect();
         let mut round = Round::default();
-        for partition in partitions {
-            match self.flush(partition) {
+        for (partition, is_dirty) in partitions {
+            let written = if is_dirty { self.flush(partition) } else { self.look(partition).map(|()| 0) };
+            match written {
                 Ok(users) => round.users += users,
                 Err(error) => {
                     round.failed += 1;
@@ -272,15 +295,15 @@ impl<S: Store, C: Clock> Writer<S, C> {
                 Ok(Applied::Ok { .. }) => drop(rest.drain(..taken)),
                 Ok(Applied::Fenced { epoch }) => {
                     tracing::info!(partition, epoch, "another worker writes this copy now");
-                    self.handle.revoked(partition);
+                    self.handle.revoked(partition, meta.epoch);
                     return Ok(0);
                 }
                 Ok(Applied::Regressed) => {
-                    self.regressed(partition, rest);
+                    self.regressed(partition, meta.epoch, rest);
                     return Ok(0);
                 }
                 Err(error) => {
-                    self.put_back(partition, rest);
+                    self.put_back(partition, meta.epoch, rest);
                     return Err(error);
                 }
             }
@@ -309,44 +332,72 @@ impl<S: Store, C: Clock> Writer<S, C> {
     }
 
     fn finish(&mut self, partition: i32, meta: &CopyMeta, users: usize) -> Result<usize, Error> {
-        let sweep = meta.rebuilding;
-        if sweep {
+        // Before the sweep, which may fail: what the store said it holds is asked for from now on.
+        self.update(partition, meta.epoch, |copy| {
+            copy.acknowledged = meta.applied;
+            copy.failing_since = None;
+            copy.heard_at = meta.applied_at;
+            copy.marks.retain(|commit_no, offset| *commit_no > meta.applied || *offset == meta.changelog_offset);
+        });
+        if meta.rebuilding {
             self.store.sweep(partition, meta)?;
-        }
-        let mut partitions = lock(&self.handle.shared.partitions);
-        let Some(copy) = partitions.get_mut(&partition).filter(|c| c.epoch == meta.epoch) else { return Ok(users) };
-        copy.acknowledged = meta.applied;
-        copy.failing_since = None;
-        copy.marks.retain(|commit_no, offset| *commit_no > meta.applied || *offset == meta.changelog_offset);
-        if sweep {
             // The next round writes meta once more, no longer rebuilding.
-            copy.rebuilding = false;
-            copy.acknowledged = meta.applied - 1;
+            self.update(partition, meta.epoch, |copy| {
+                copy.rebuilding = false;
+                copy.acknowledged = meta.applied - 1;
+            });
         }
         Ok(users)
     }
 
+    /// Asks a copy that nothing is written to whether it still holds what it acknowledged: a store that was emptied
+    /// would otherwise stay so until the partition's next commit.
+    fn look(&mut self, partition: i32) -> Result<(), Error> {
+        let now = self.clock.now();
+        let copy = |c: &Copy| (c.epoch, c.generation, c.acknowledged, c.cluster_id.clone(), c.heard_at);
+        let known = lock(&self.handle.shared.partitions).get(&partition).map(copy);
+        let Some((epoch, generation, acknowledged, cluster_id, heard_at)) = known else { return Ok(()) };
+        if now.0 - heard_at.0 < LOOK_EVERY_MS {
+            return Ok(());
+        }
+        let found = self.store.meta(partition)?.unwrap_or_default();
+        self.update(partition, epoch, |copy| copy.heard_at = now);
+        if found.cluster_id == cluster_id && found.epoch > epoch {
+            self.handle.revoked(partition, epoch);
+        } else if found.cluster_id != cluster_id || found.generation != generation || found.applied < acknowledged {
+            self.regressed(partition, epoch, Vec::new());
+        }
+        Ok(())
+    }
+
+    /// Changes what is known of a copy, unless the partition has a later owner.
+    fn update(&self, partition: i32, epoch: i64, change: impl FnOnce(&mut Copy)) {
+        if let Some(copy) = lock(&self.handle.shared.partitions).get_mut(&partition).filter(|c| c.epoch == epoch) {
+            change(copy);
+        }
+    }
+
     /// The copy lost data: a new generation, for which the owner hands over everybody.
-    fn regressed(&self, partition: i32, rest: Vec<(Arc<str>, (i64, UserBytes))>) {
-        self.put_back(partition, rest);
-        if let Some(copy) = lock(&self.handle.shared.partitions).get_mut(&partition) {
+    fn regressed(&self, partition: i32, epoch: i64, rest: Vec<(Arc<str>, (i64, UserBytes))>) {
+        self.put_back(partition, epoch, rest);
+        self.update(partition, epoch, |copy| {
             copy.generation += 1;
             copy.acknowledged = -1;
             copy.rebuilding = true;
             copy.wants_all = true;
             copy.asked = false;
             tracing::warn!(partition, generation = copy.generation, "the copy in redis lost data and is rebuilt");
-        }
+        });
         metrics::counter!("casestream_redis_regressions_total").increment(1);
     }
 
     /// Back into the dirty set, unless something newer has come meanwhile.
-    fn put_back(&self, partition: i32, rest: Vec<(Arc<str>, (i64, UserBytes))>) {
-        if let Some(copy) = lock(&self.handle.shared.partitions).get_mut(&partition) {
+    fn put_back(&self, partition: i32, epoch: i64, rest: Vec<(Arc<str>, (i64, UserBytes))>) {
+        self.update(partition, epoch, |copy| {
             for (user_key, user) in rest {
                 copy.waiting.entry(user_key).or_insert(user);
             }
-        }
+        });
     }
 }
 

@@ -285,7 +285,7 @@ fn user_of(user_key: &str, fields: Vec<(String, Vec<u8>)>) -> Option<CopyUser> {
                 user.commit_no = std::str::from_utf8(&value).ok()?.parse().ok()?;
                 found = true;
             }
-            "generation" => {}
+            "generation" | "top" | "windows" => {}
             HEAD => user.segments.push((String::new(), value.into())),
             _ => user.segments.push((field, value.into())),
         }

@@ -520,6 +520,10 @@ where
     /// A transaction without records: tells a broken record from a broken broker.
     fn probe(&mut self, numbers: &BTreeSet<i32>) -> Result<(), Stop> {
         let Some(number) = numbers.first().copied() else { return Ok(()) };
+        // T2: the end of the transaction just aborted may still be on its way; it must not meet this one.
+        if (!self.producer_ready || self.txn.wants_recycling()) && self.make_producer()?.is_some() {
+            return Ok(());
+        }
         let Some(Slot::Running(running)) = self.slots.get(&number) else { return Ok(()) };
         let epoch = running.partition.meta().epoch;
         let Ok(metadata) = self.group.metadata() else { return Ok(()) };

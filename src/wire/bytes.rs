@@ -138,3 +138,35 @@ impl<'a> Reader<'a> {
 }
 
 const SHORT: Error = Error::Damaged { what: "too short" };
+
+/// Appends a number in decimal; the formatting machinery costs more than the digits.
+pub fn push_number(text: &mut Vec<u8>, number: i64) {
+    let mut digits = [0; 20];
+    let (mut rest, mut at) = (number.unsigned_abs(), digits.len());
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        text.push(b'-');
+    }
+    text.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::push_number;
+
+    #[test]
+    fn numbers_are_written_as_the_formatter_would() {
+        for number in [0, 7, -1, 10, 12_345, i64::MAX, i64::MIN] {
+            let mut text = Vec::new();
+            push_number(&mut text, number);
+            assert_eq!(text, number.to_string().into_bytes());
+        }
+    }
+}

@@ -2,10 +2,9 @@
 //! Lists stay on the stack and borrow everything; nothing here makes an id.
 //! Next: `dead_letter.rs`, headers of records nobody could read.
 
-use std::io::Write;
-
 use smallvec::SmallVec;
 
+use super::bytes::push_number;
 use crate::topology::Topic;
 
 /// Headers for `ports::Outgoing`; on the heap only when a foreign record brings many of its own.
@@ -25,6 +24,8 @@ pub const TRACEPARENT: &str = "traceparent";
 /// Bytes of a version-0 `traceparent`; anything longer is not passed on.
 const TRACEPARENT_BYTES: usize = 55;
 
+/// The record's own id.
+pub const EVENT_ID: &str = "ce_id";
 const SPEC_VERSION: (&str, &[u8]) = ("ce_specversion", b"1.0");
 const SOURCE: (&str, &[u8]) = ("ce_source", b"/casestream/engine");
 
@@ -50,6 +51,11 @@ pub const fn event_type(topic: Topic) -> &'static str {
     }
 }
 
+/// The headers of every output record of a topic, name and value; `ce_id` comes second, after the first of them.
+pub const fn fixed(topic: Topic) -> [(&'static str, &'static [u8]); 4] {
+    [SPEC_VERSION, SOURCE, ("ce_type", event_type(topic).as_bytes()), CONTENT_TYPE]
+}
+
 /// Headers of an output record. `origin` is what `Origin::write` made of the cause; `None` for a timer.
 pub fn event<'a>(
     topic: Topic,
@@ -58,13 +64,8 @@ pub fn event<'a>(
     traceparent: Option<&'a [u8]>,
 ) -> HeaderList<'a> {
     let mut list = HeaderList::new();
-    list.extend([
-        SPEC_VERSION,
-        ("ce_id", event_id.as_bytes()),
-        SOURCE,
-        ("ce_type", event_type(topic).as_bytes()),
-        CONTENT_TYPE,
-    ]);
+    let [version, source, kind, content] = fixed(topic);
+    list.extend([version, (EVENT_ID, event_id.as_bytes()), source, kind, content]);
     list.extend(origin.map(|origin| (ORIGIN, origin)));
     list.extend(traceparent.map(|traceparent| (TRACEPARENT, traceparent)));
     list
@@ -117,7 +118,11 @@ impl<'a> Origin<'a> {
     /// Replaces the buffer's content by the header's value.
     pub fn write<'b>(&self, buffer: &'b mut Vec<u8>) -> &'b [u8] {
         buffer.clear();
-        write!(buffer, "{}/{}/{}", self.topic, self.partition, self.offset).expect("writing to a vector cannot fail");
+        buffer.extend_from_slice(self.topic.as_bytes());
+        for number in [i64::from(self.partition), self.offset] {
+            buffer.push(b'/');
+            push_number(buffer, number);
+        }
         buffer
     }
 

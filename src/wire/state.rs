@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::bytes::{Reader, Writer};
+use super::bytes::{Reader, Writer, push_number};
 use super::state_parts as parts;
 use crate::domain::Day;
 use crate::engine::User;
@@ -43,12 +43,14 @@ pub enum Error {
 
 /// Appends the key of a segment: `<user_key>`, `<user_key>|seen` or `<user_key>|<day number>`.
 pub fn write_key(user_key: &str, segment: Segment, out: &mut Vec<u8>) {
-    use std::io::Write;
     out.extend_from_slice(user_key.as_bytes());
     match segment {
         Segment::Head => {}
         Segment::Seen => out.extend_from_slice(b"|seen"),
-        Segment::Day(day) => write!(out, "|{}", day.0).expect("writing to memory cannot fail"),
+        Segment::Day(day) => {
+            out.push(b'|');
+            push_number(out, day.0.into());
+        }
     }
 }
 
@@ -95,9 +97,19 @@ pub fn decode_head(value: &[u8]) -> Result<crate::engine::state::Head, Error> {
 /// Encodes what changed, clears the change marks, and returns the new resident bytes with the records to write
 /// (`None` is a tombstone). Unchanged segments share their bytes with `previous`.
 pub fn encode_changed(user: &mut User, previous: &UserBytes, commit_no: i64) -> (UserBytes, Records) {
-    let mut now = encode_parts(user, previous, commit_no);
+    encode_changed_in(&mut Vec::with_capacity(1_024), user, previous, commit_no)
+}
+
+/// `encode_changed` with a buffer of the caller's, whose content is lost.
+pub fn encode_changed_in(
+    buffer: &mut Vec<u8>,
+    user: &mut User,
+    previous: &UserBytes,
+    commit_no: i64,
+) -> (UserBytes, Records) {
+    let mut now = encode_parts(buffer, user, previous, commit_no);
     while size(&now) > STATE_BYTES_MAX && shed(user) {
-        now = encode_parts(user, previous, commit_no);
+        now = encode_parts(buffer, user, previous, commit_no);
     }
     let changes = std::mem::take(&mut user.changes);
     let mut records = Vec::with_capacity(2 + changes.days.len() + changes.dropped.len());
@@ -120,11 +132,10 @@ pub fn encode_changed(user: &mut User, previous: &UserBytes, commit_no: i64) -> 
 }
 
 /// The user's resident bytes with the changed parts made anew. An empty head or seen has no bytes: a tombstone.
-fn encode_parts(user: &User, previous: &UserBytes, commit_no: i64) -> UserBytes {
-    let mut buffer = Vec::with_capacity(1_024);
+fn encode_parts(buffer: &mut Vec<u8>, user: &User, previous: &UserBytes, commit_no: i64) -> UserBytes {
     let mut make = |write: &mut dyn FnMut(&mut Writer<'_>)| -> Arc<[u8]> {
         buffer.clear();
-        let mut w = Writer(&mut buffer);
+        let mut w = Writer(buffer);
         w.u8(FORMAT);
         w.i64(commit_no);
         write(&mut w);

@@ -1,6 +1,8 @@
 //! The parts of a user's state as bytes, field by field. Every struct is taken apart without `..`, so that a new field
 //! does not compile until it is written and read here.
 
+use smallvec::{Array, SmallVec};
+
 use super::bytes::{Reader, Writer};
 use super::state::Error;
 use crate::domain::alert::{Status, Window};
@@ -249,7 +251,7 @@ pub fn write_seen(w: &mut Writer<'_>, seen: &Seen) {
 
 /// Reads the domains and devices seen.
 pub fn read_seen(r: &mut Reader<'_>) -> Result<Seen, Error> {
-    let mut one = || list(r, |r| Ok((u32::from_le_bytes(r.fixed()?), Day(r.i32()?))));
+    let mut one = || short(r, |r| Ok((u32::from_le_bytes(r.fixed()?), Day(r.i32()?))));
     Ok(Seen { domains: one()?, devices: one()? })
 }
 
@@ -276,7 +278,7 @@ pub fn read_day(r: &mut Reader<'_>) -> Result<DaySegment, Error> {
         day,
         insights: list(r, |r| read_insight(r, start))?,
         signals: list(r, |r| read_signal(r, start))?,
-        hours: list(r, |r| {
+        hours: short(r, |r| {
             let hour = r.u8()?;
             if hour > 23 {
                 return Err(Error::Damaged { what: "hour" });
@@ -314,8 +316,8 @@ fn read_insight(r: &mut Reader<'_>, start: i64) -> Result<Insight, Error> {
         bytes: r.u64()?,
         hours: r.u32()?,
         last_at: Timestamp(start.wrapping_add(r.i64()?)),
-        destinations: list(r, named)?,
-        devices: list(r, named)?,
+        destinations: short(r, named)?,
+        devices: short(r, named)?,
     })
 }
 
@@ -422,6 +424,19 @@ fn read_level(r: &mut Reader<'_>) -> Result<Level, Error> {
 fn list<'a, T>(r: &mut Reader<'a>, mut one: impl FnMut(&mut Reader<'a>) -> Result<T, Error>) -> Result<Vec<T>, Error> {
     let length = r.length()?;
     let mut items = Vec::with_capacity(length);
+    for _ in 0..length {
+        items.push(one(r)?);
+    }
+    Ok(items)
+}
+
+/// A list that usually stays off the heap.
+fn short<'a, A: Array>(
+    r: &mut Reader<'a>,
+    mut one: impl FnMut(&mut Reader<'a>) -> Result<A::Item, Error>,
+) -> Result<SmallVec<A>, Error> {
+    let length = r.length()?;
+    let mut items = SmallVec::with_capacity(length);
     for _ in 0..length {
         items.push(one(r)?);
     }

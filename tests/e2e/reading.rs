@@ -122,10 +122,18 @@ impl Committed {
         for topic in topics {
             list.add_partition_range(topic, 0, partitions - 1);
         }
-        let answer = wait_for(&format!("the offsets of {group}"), READ_TIMEOUT, || {
-            let answer = client.committed_offsets(list.clone(), REQUEST_TIMEOUT).ok()?;
-            answer.elements().iter().all(|e| e.error().is_ok()).then_some(answer)
-        });
+        let deadline = Instant::now() + READ_TIMEOUT;
+        let answer = loop {
+            let problem = match client.committed_offsets(list.clone(), REQUEST_TIMEOUT) {
+                Ok(answer) => match answer.elements().iter().find_map(|e| e.error().err()) {
+                    None => break answer,
+                    Some(error) => error,
+                },
+                Err(error) => error,
+            };
+            assert!(Instant::now() < deadline, "no offsets of {group}: {problem}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
         let row = |e: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| Committed {
             topic: e.topic().to_owned(),
             partition: e.partition(),

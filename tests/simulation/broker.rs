@@ -3,6 +3,7 @@
 //! assignment by generation, compaction of what is read. No clock of its own and no randomness.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use casestream::domain::Timestamp;
 use casestream::runtime::ports::{InputOffset, Outgoing, TopicName};
@@ -19,8 +20,19 @@ pub struct Stored {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Entry {
     /// `txn` is `None` outside transactions.
-    Record { record: Stored, txn: Option<u64> },
+    Record {
+        record: Arc<Stored>,
+        txn: Option<u64>,
+    },
     Marker,
+}
+
+/// One partition of a topic.
+#[derive(Clone, Debug, Default)]
+struct Partition {
+    entries: Vec<Entry>,
+    /// First offset of each open transaction.
+    open: BTreeMap<u64, i64>,
 }
 
 /// What became of a transaction.
@@ -42,6 +54,8 @@ struct Open {
 #[derive(Clone, Debug, Default)]
 struct Producer {
     epoch: i64,
+    /// Which client made the present epoch.
+    client: u64,
     open: Option<Open>,
     /// The transaction ended last, for a late end that repeats.
     last_end: Option<(u64, bool)>,
@@ -50,8 +64,8 @@ struct Producer {
 /// One member of the group.
 #[derive(Clone, Debug, Default)]
 pub struct Member {
-    /// Generation the member knows.
-    pub generation: i64,
+    /// Which client holds the membership.
+    pub client: u64,
     pub assigned: Vec<(TopicName, i32)>,
     /// A rebalance the member has not seen yet: it must give up everything first.
     pub must_revoke: bool,
@@ -61,6 +75,9 @@ pub struct Member {
 /// Why the broker refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
+    /// The coordinator ended the producer's transaction and moved its epoch on.
+    Expired,
+    /// Another client has the id now.
     Fenced,
     StaleGeneration,
     NoTransaction,
@@ -69,7 +86,7 @@ pub enum Refused {
 /// The cluster.
 #[derive(Default)]
 pub struct Broker {
-    logs: BTreeMap<(TopicName, i32), Vec<Entry>>,
+    logs: BTreeMap<(TopicName, i32), Partition>,
     fates: Vec<Fate>,
     producers: BTreeMap<String, Producer>,
     offsets: BTreeMap<(TopicName, i32), InputOffset>,
@@ -78,6 +95,12 @@ pub struct Broker {
     pub now: Timestamp,
     inputs: Vec<TopicName>,
     partitions: i32,
+    /// Broken invariants.
+    pub violations: Vec<String>,
+    /// Mutation T2: a new producer of an id keeps the epoch.
+    pub keeps_epoch: bool,
+    /// Mutation G1: offsets are taken whatever the generation.
+    pub any_generation: bool,
 }
 
 /// Transactions older than this are aborted by the coordinator.
@@ -90,21 +113,29 @@ impl Broker {
 
     /// A record from outside, not in a transaction.
     pub fn produce(&mut self, topic: TopicName, partition: i32, record: Stored) -> i64 {
-        self.append(topic, partition, Entry::Record { record, txn: None })
+        self.append(topic, partition, Entry::Record { record: Arc::new(record), txn: None })
     }
 
     fn append(&mut self, topic: TopicName, partition: i32, entry: Entry) -> i64 {
         let log = self.logs.entry((topic, partition)).or_default();
-        log.push(entry);
-        log.len() as i64 - 1
+        let offset = log.entries.len() as i64;
+        if let Entry::Record { txn: Some(txn), .. } = &entry {
+            log.open.entry(*txn).or_insert(offset);
+        }
+        log.entries.push(entry);
+        offset
     }
 
     // -- transactions -------------------------------------------------------------------------------------------
 
     /// InitProducerId: ends what an older producer of the id left open, and fences it.
-    pub fn init(&mut self, id: &str) -> i64 {
+    pub fn init(&mut self, id: &str, client: u64) -> i64 {
+        let keeps = self.keeps_epoch;
         let producer = self.producers.entry(id.to_owned()).or_default();
-        producer.epoch += 1;
+        if !keeps || producer.epoch == 0 {
+            producer.epoch += 1;
+        }
+        producer.client = client;
         let epoch = producer.epoch;
         if let Some(open) = producer.open.take() {
             self.end(open, false);
@@ -112,60 +143,60 @@ impl Broker {
         epoch
     }
 
-    fn producer(&mut self, id: &str, epoch: i64) -> Result<&mut Producer, Refused> {
-        let producer = self.producers.get_mut(id).ok_or(Refused::Fenced)?;
-        if producer.epoch == epoch { Ok(producer) } else { Err(Refused::Fenced) }
+    fn producer(&mut self, id: &str, client: u64, epoch: i64) -> Result<&mut Producer, Refused> {
+        let producer = self.producers.get_mut(id).ok_or(Refused::Expired)?;
+        match producer.epoch == epoch {
+            true => Ok(producer),
+            false if producer.client == client => Err(Refused::Expired),
+            false => Err(Refused::Fenced),
+        }
     }
 
-    pub fn send(&mut self, id: &str, epoch: i64, record: &Outgoing<'_>) -> Result<(), Refused> {
-        let (now, next) = (self.now, self.fates.len() as u64);
-        let producer = self.producer(id, epoch)?;
-        let opened = producer.open.is_none();
-        let open = producer.open.get_or_insert_with(|| Open {
-            txn: next,
-            touched: BTreeSet::new(),
-            offsets: Vec::new(),
-            began_at: now,
-        });
-        open.touched.insert((record.topic, record.partition));
-        let txn = open.txn;
-        if opened {
+    /// The producer's open transaction, or a new one.
+    fn open(&mut self, id: &str, client: u64, epoch: i64) -> Result<&mut Open, Refused> {
+        let (began_at, txn) = (self.now, self.fates.len() as u64);
+        if self.producer(id, client, epoch)?.open.is_none() {
             self.fates.push(Fate::Open);
         }
+        let new = || Open { txn, touched: BTreeSet::new(), offsets: Vec::new(), began_at };
+        Ok(self.producer(id, client, epoch)?.open.get_or_insert_with(new))
+    }
+
+    pub fn send(&mut self, id: &str, client: u64, epoch: i64, record: &Outgoing<'_>) -> Result<(), Refused> {
+        let now = self.now;
+        let open = self.open(id, client, epoch)?;
+        open.touched.insert((record.topic, record.partition));
+        let txn = open.txn;
         let stored = Stored {
             timestamp: record.timestamp.unwrap_or(now),
             key: record.key.map(<[u8]>::to_vec),
             value: record.value.map(<[u8]>::to_vec),
             headers: record.headers.iter().map(|(k, v)| ((*k).to_owned(), Some(v.to_vec()))).collect(),
         };
-        self.append(record.topic, record.partition, Entry::Record { record: stored, txn: Some(txn) });
+        self.append(record.topic, record.partition, Entry::Record { record: Arc::new(stored), txn: Some(txn) });
         Ok(())
     }
 
-    /// TxnOffsetCommit: fenced by generation, not by ownership, as the real one is.
-    pub fn send_offsets(&mut self, id: &str, epoch: i64, offsets: &[InputOffset], generation: i64) -> Result<(), Refused> {
-        if generation != self.generation {
+    /// TxnOffsetCommit: fenced by membership and generation, not by ownership, as the real one is.
+    pub fn send_offsets(
+        &mut self,
+        id: &str,
+        client: u64,
+        epoch: i64,
+        offsets: &[InputOffset],
+        generation: i64,
+    ) -> Result<(), Refused> {
+        let member = self.members.get(id).is_some_and(|m| m.client == client);
+        if !self.any_generation && (generation != self.generation || !member) {
             return Err(Refused::StaleGeneration);
         }
-        let (now, next) = (self.now, self.fates.len() as u64);
-        let producer = self.producer(id, epoch)?;
-        let opened = producer.open.is_none();
-        let open = producer.open.get_or_insert_with(|| Open {
-            txn: next,
-            touched: BTreeSet::new(),
-            offsets: Vec::new(),
-            began_at: now,
-        });
-        open.offsets.extend_from_slice(offsets);
-        if opened {
-            self.fates.push(Fate::Open);
-        }
+        self.open(id, client, epoch)?.offsets.extend_from_slice(offsets);
         Ok(())
     }
 
     /// EndTxn. A repeat of the same end is answered as the first was.
-    pub fn end_transaction(&mut self, id: &str, epoch: i64, commit: bool) -> Result<(), Refused> {
-        let producer = self.producer(id, epoch)?;
+    pub fn end_transaction(&mut self, id: &str, client: u64, epoch: i64, commit: bool) -> Result<(), Refused> {
+        let producer = self.producer(id, client, epoch)?;
         match (producer.open.take(), producer.last_end) {
             (Some(open), _) => {
                 producer.last_end = Some((open.txn, commit));
@@ -181,18 +212,21 @@ impl Broker {
         self.fates[open.txn as usize] = if commit { Fate::Committed } else { Fate::Aborted };
         for (topic, partition) in open.touched {
             self.append(topic, partition, Entry::Marker);
+            self.logs.entry((topic, partition)).or_default().open.remove(&open.txn);
         }
-        if commit {
-            for offset in open.offsets {
-                let before = self.offsets.get(&(offset.topic, offset.partition)).map_or(0, |o| o.offset);
-                assert!(offset.offset >= before, "INV-4: committed offset went back on {}-{}", offset.topic, offset.partition);
-                self.offsets.insert((offset.topic, offset.partition), offset);
+        for offset in open.offsets.into_iter().filter(|_| commit) {
+            let place = (offset.topic, offset.partition);
+            let before = self.offsets.get(&place).map_or(0, |o| o.offset);
+            if offset.offset < before {
+                self.violations
+                    .push(format!("INV-4: {}-{} went back from {before} to {}", place.0, place.1, offset.offset));
             }
+            self.offsets.insert(place, offset);
         }
     }
 
-    /// The coordinator aborts transactions whose owner went away.
-    pub fn expire_transactions(&mut self) {
+    /// The coordinator aborts transactions whose owner went away. Returns how many.
+    pub fn expire_transactions(&mut self) -> usize {
         let now = self.now;
         let dead: Vec<Open> = self
             .producers
@@ -203,31 +237,30 @@ impl Broker {
                 p.open.take()
             })
             .collect();
+        let count = dead.len();
         for open in dead {
             self.end(open, false);
         }
+        count
     }
 
     // -- reading ------------------------------------------------------------------------------------------------
 
     pub fn end_offset(&self, topic: TopicName, partition: i32) -> i64 {
-        self.logs.get(&(topic, partition)).map_or(0, |l| l.len() as i64)
+        self.logs.get(&(topic, partition)).map_or(0, |l| l.entries.len() as i64)
     }
 
     /// The offset of the first record of an open transaction, else the end.
     pub fn last_stable(&self, topic: TopicName, partition: i32) -> i64 {
         let Some(log) = self.logs.get(&(topic, partition)) else { return 0 };
-        let pinned = log.iter().position(
-            |e| matches!(e, Entry::Record { txn: Some(t), .. } if self.fates[*t as usize] == Fate::Open),
-        );
-        pinned.unwrap_or(log.len()) as i64
+        log.open.values().min().copied().unwrap_or(log.entries.len() as i64)
     }
 
     /// The first committed record at or after `from`, below the last stable offset.
-    pub fn next_committed(&self, topic: TopicName, partition: i32, from: i64) -> Option<(i64, &Stored)> {
+    pub fn next_committed(&self, topic: TopicName, partition: i32, from: i64) -> Option<(i64, &Arc<Stored>)> {
         let log = self.logs.get(&(topic, partition))?;
         let end = self.last_stable(topic, partition);
-        (from.max(0)..end).find_map(|offset| match &log[offset as usize] {
+        (from.max(0)..end).find_map(|offset| match &log.entries[offset as usize] {
             Entry::Record { record, txn } if txn.is_none_or(|t| self.fates[t as usize] == Fate::Committed) => {
                 Some((offset, record))
             }
@@ -236,7 +269,7 @@ impl Broker {
     }
 
     /// Everything a read-committed consumer sees of a partition.
-    pub fn committed(&self, topic: TopicName, partition: i32) -> Vec<(i64, Stored)> {
+    pub fn committed(&self, topic: TopicName, partition: i32) -> Vec<(i64, Arc<Stored>)> {
         let mut found = Vec::new();
         let mut from = 0;
         while let Some((offset, record)) = self.next_committed(topic, partition, from) {
@@ -259,8 +292,8 @@ impl Broker {
     // -- membership ---------------------------------------------------------------------------------------------
 
     /// A member joins (again): everybody gives up everything and gets a new range.
-    pub fn join(&mut self, id: &str) {
-        self.members.insert(id.to_owned(), Member { must_join: true, ..Member::default() });
+    pub fn join(&mut self, id: &str, client: u64) {
+        self.members.insert(id.to_owned(), Member { client, must_join: true, ..Member::default() });
         self.rebalance();
     }
 
@@ -292,5 +325,24 @@ impl Broker {
             range.extend((from..to).map(|p| (*topic, p as i32)));
         }
         range
+    }
+
+    /// A hash over everything that was ever written, offsets included.
+    pub fn digest(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        for (place, log) in &self.logs {
+            place.hash(&mut hasher);
+            for entry in &log.entries {
+                match entry {
+                    Entry::Marker => 1.hash(&mut hasher),
+                    Entry::Record { record, txn } => {
+                        let committed = txn.is_none_or(|t| self.fates[t as usize] == Fate::Committed);
+                        (committed, record.timestamp.0, &record.key, &record.value, &record.headers).hash(&mut hasher);
+                    }
+                }
+            }
+        }
+        hasher.finish()
     }
 }

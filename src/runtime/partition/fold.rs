@@ -89,10 +89,13 @@ enum Abandon {
     Error(FoldError),
 }
 
-struct Touched {
+/// Users for whom room is made at the start of a batch.
+const TOUCHED_AT_ONCE: usize = 4_096;
+
+struct Touched<'f> {
     key: Arc<str>,
     user: User,
-    previous: UserBytes,
+    previous: &'f UserBytes,
     previous_due: Option<Timestamp>,
     resident: bool,
     due: Option<Timestamp>,
@@ -127,6 +130,9 @@ pub(super) fn run(
     }
 }
 
+/// What a user who is not resident was written as.
+static NOTHING: UserBytes = UserBytes { head: None, seen: None, days: Vec::new() };
+
 struct Fold<'f, 't> {
     partition: &'f Partition,
     frame: &'f Frame,
@@ -135,7 +141,7 @@ struct Fold<'f, 't> {
     /// Snapshot each user before each input, because one of them panics.
     careful: bool,
     index: HashMap<Arc<str>, usize>,
-    touched: Vec<Touched>,
+    touched: Vec<Touched<'f>>,
     policies: Option<Arc<PolicySet>>,
     switched: bool,
     numbers: Numbers,
@@ -147,6 +153,8 @@ struct Fold<'f, 't> {
     timers: u64,
     /// The origin header of the current record.
     buffer: Vec<u8>,
+    /// Segments are encoded here.
+    scratch: Vec<u8>,
 }
 
 /// What the outputs of an input take from its record.
@@ -184,6 +192,7 @@ impl<'f, 't> Fold<'f, 't> {
             tally: Tally::default(),
             timers: 0,
             buffer: Vec::new(),
+            scratch: Vec::new(),
         }
     }
 
@@ -191,6 +200,8 @@ impl<'f, 't> Fold<'f, 't> {
         if self.frame.epoch.is_none() {
             self.run_timers()?;
         }
+        // Users are large: growing moves them.
+        self.touched.reserve(records.len().min(TOUCHED_AT_ONCE));
         for record in records {
             self.record(&record)?;
         }
@@ -505,13 +516,14 @@ impl<'f, 't> Fold<'f, 't> {
         if let Some(at) = self.index.get(user_key) {
             return *at;
         }
-        let known = self.partition.user(user_key);
+        let partition: &'f Partition = self.partition;
+        let known = partition.user(user_key);
         let (key, previous, due) = match known {
-            Some((key, resident)) => (key.clone(), resident.bytes.clone(), resident.next_due),
-            None => (Arc::from(user_key), UserBytes::default(), None),
+            Some((key, resident)) => (key.clone(), &resident.bytes, resident.next_due),
+            None => (Arc::from(user_key), &NOTHING, None),
         };
         let user = match known {
-            Some(_) => state::decode(&previous).expect("resident state was read or written by this process"),
+            Some(_) => state::decode(previous).expect("resident state was read or written by this process"),
             None => User::default(),
         };
         let touched = Touched {
@@ -585,12 +597,11 @@ impl<'f, 't> Fold<'f, 't> {
     fn close(mut self) -> Result<Overlay, Abandon> {
         let commit_no = self.partition.meta().commit_no + 1;
         let mut touched = std::mem::take(&mut self.touched);
-        touched.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         let mut changes = Vec::with_capacity(touched.len());
         let mut users = self.partition.meta().users;
-        for touched in touched {
-            let resident = touched.resident;
-            let Some(change) = self.close_user(touched, commit_no)? else { continue };
+        for n in by_key(&touched) {
+            let resident = touched[n].resident;
+            let Some(change) = self.close_user(&mut touched[n], commit_no)? else { continue };
             users += i64::from(change.bytes.head.is_some()) - i64::from(resident);
             changes.push(change);
         }
@@ -612,7 +623,9 @@ impl<'f, 't> Fold<'f, 't> {
         })
     }
 
-    fn close_user(&mut self, mut touched: Touched, commit_no: i64) -> Result<Option<UserChange>, Abandon> {
+    fn close_user(&mut self, touched: &mut Touched<'f>, commit_no: i64) -> Result<Option<UserChange>, Abandon> {
+        // Freed while it is still in the cache.
+        let mut user = std::mem::take(&mut touched.user);
         let policies = self.policies.as_deref().expect("no user is touched without policies");
         let context = self.partition.context(policies, self.frame.now, self.stream_time);
         let mut publisher = Publisher {
@@ -624,13 +637,14 @@ impl<'f, 't> Fold<'f, 't> {
             traceparent: Some(touched.traceparent.as_slice()).filter(|t| !t.is_empty()),
             too_large: false,
         };
-        let (user, key, previous, accepted) = (&mut touched.user, &touched.key, &touched.previous, touched.accepted);
+        let (user, key, previous, accepted) = (&mut user, &touched.key, touched.previous, touched.accepted);
+        let scratch = &mut self.scratch;
         let closed = catch_unwind(AssertUnwindSafe(|| {
             if accepted {
                 finish(user, key, &context, &mut publisher);
             }
             let changed = user.changes != Default::default();
-            let encoded = changed.then(|| state::encode_changed(user, previous, commit_no));
+            let encoded = changed.then(|| state::encode_changed_in(scratch, user, previous, commit_no));
             (encoded, if changed || accepted { next_due(user, &context) } else { touched.due })
         }));
         let too_large = publisher.too_large;
@@ -653,17 +667,17 @@ impl<'f, 't> Fold<'f, 't> {
             "INV-8: a user of another partition would be written to partition {}",
             self.partition.number()
         );
-        let mut state_key = Vec::with_capacity(touched.key.len() + 12);
+        let state_key = &mut self.scratch;
         for (segment, value) in segments {
             state_key.clear();
-            state::write_key(&touched.key, segment, &mut state_key);
-            let writer = self.out.record(Topic::UserState, self.partition.number()).key(&state_key);
+            state::write_key(&touched.key, segment, state_key);
+            let writer = self.out.record(Topic::UserState, self.partition.number()).key(state_key);
             if writer.shared(value).finish().is_err() {
                 return Err(poison("record.poison"));
             }
         }
         let previous_due = touched.previous_due;
-        Ok(Some(UserChange { key: touched.key, bytes, previous_due, next_due, written }))
+        Ok(Some(UserChange { key: touched.key.clone(), bytes, previous_due, next_due, written }))
     }
 
     fn meta(&self, commit_no: i64, users: i64) -> Journal {
@@ -719,6 +733,20 @@ struct Answer {
     code: &'static str,
     message: &'static str,
     hint: Option<&'static str>,
+}
+
+/// The places of users in the order of their keys. Compares their beginnings first: the rest lies elsewhere.
+fn by_key(touched: &[Touched<'_>]) -> impl Iterator<Item = usize> + use<> {
+    let beginning = |key: &str| {
+        let mut bytes = [0; 8];
+        let length = key.len().min(8);
+        bytes[..length].copy_from_slice(&key.as_bytes()[..length]);
+        u64::from_be_bytes(bytes)
+    };
+    let mut order: Vec<(u64, u32)> = (0..).zip(touched).map(|(n, t)| (beginning(&t.key), n)).collect();
+    let key = |n: u32| &touched[n as usize].key;
+    order.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| key(a.1).cmp(key(b.1))));
+    order.into_iter().map(|(_, n)| n as usize)
 }
 
 fn id_of(record: &BatchRecord<'_>) -> RecordId {

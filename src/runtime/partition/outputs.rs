@@ -25,6 +25,14 @@ pub struct RecordId {
     pub offset: i64,
 }
 
+/// A piece of a header.
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    /// The same for all records of a topic.
+    Fixed(&'static [u8]),
+    Copied(Span),
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Span {
     at: usize,
@@ -63,7 +71,7 @@ pub struct Mark {
 pub struct Outputs {
     bytes: Vec<u8>,
     records: Vec<Record>,
-    headers: Vec<(Span, Span)>,
+    headers: Vec<(Piece, Piece)>,
 }
 
 impl Outputs {
@@ -115,8 +123,8 @@ impl Outputs {
         for record in &self.records {
             headers.clear();
             for (name, value) in &self.headers[record.headers.0..record.headers.1] {
-                let name = std::str::from_utf8(self.span(*name)).expect("copied from text");
-                headers.push((name, self.span(*value)));
+                let name = std::str::from_utf8(self.piece(*name)).expect("copied from text");
+                headers.push((name, self.piece(*value)));
             }
             let outgoing = Outgoing {
                 topic: record.topic.name(),
@@ -137,6 +145,13 @@ impl Outputs {
 
     fn span(&self, span: Span) -> &[u8] {
         &self.bytes[span.at..][..span.len]
+    }
+
+    fn piece(&self, piece: Piece) -> &[u8] {
+        match piece {
+            Piece::Fixed(bytes) => bytes,
+            Piece::Copied(span) => self.span(span),
+        }
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Span {
@@ -206,8 +221,23 @@ impl Writer<'_> {
         for (name, value) in list {
             let name = self.outputs.copy(name.as_bytes());
             let value = self.outputs.copy(value);
-            self.outputs.headers.push((name, value));
+            self.outputs.headers.push((Piece::Copied(name), Piece::Copied(value)));
         }
+        self
+    }
+
+    /// Adds the headers of an event, see `headers::event`; only what differs between records is copied.
+    pub fn event(self, event_id: &str, origin: Option<&[u8]>, traceparent: Option<&[u8]>) -> Self {
+        let fixed = |(name, value): (&'static str, &'static [u8])| (Piece::Fixed(name.as_bytes()), Piece::Fixed(value));
+        let [version, source, kind, content] = headers::fixed(self.record.topic).map(fixed);
+        let outputs = &mut *self.outputs;
+        let mut copied =
+            |name: &'static str, value: &[u8]| (Piece::Fixed(name.as_bytes()), Piece::Copied(outputs.copy(value)));
+        let id = copied(headers::EVENT_ID, event_id.as_bytes());
+        let origin = origin.map(|origin| copied(headers::ORIGIN, origin));
+        let traceparent = traceparent.map(|traceparent| copied(headers::TRACEPARENT, traceparent));
+        outputs.headers.extend([version, id, source, kind, content]);
+        outputs.headers.extend(origin.into_iter().chain(traceparent));
         self
     }
 
@@ -219,7 +249,8 @@ impl Writer<'_> {
         if bytes > OUTPUT_BYTES_MAX {
             return Err(EncodeError::TooLarge { topic: self.record.topic.name(), bytes, max: OUTPUT_BYTES_MAX });
         }
-        self.outputs.records.push(self.record.clone());
+        let value = std::mem::replace(&mut self.record.value, Value::Tombstone);
+        self.outputs.records.push(Record { value, ..self.record });
         self.finished = true;
         Ok(())
     }
@@ -249,8 +280,8 @@ pub struct Publisher<'a> {
 
 impl Publisher<'_> {
     fn publish<T: Serialize>(&mut self, topic: Topic, key: &str, envelope: &Envelope<'_>, value: &T) {
-        let headers = headers::event(topic, &envelope.event_id, self.origin, self.traceparent);
-        let writer = self.outputs.record(topic, self.partition).key(key.as_bytes()).cause(self.cause).headers(&headers);
+        let writer = self.outputs.record(topic, self.partition).key(key.as_bytes()).cause(self.cause);
+        let writer = writer.event(&envelope.event_id, self.origin, self.traceparent);
         let written = writer.encoded(self.encoder, value).and_then(Writer::finish);
         self.note(written);
     }

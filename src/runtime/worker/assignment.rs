@@ -338,7 +338,12 @@ where
         let (start, end) = facts.user_state;
         let (from, loaded) = match plan {
             Plan::CatchUp { from } => match self.copy.users(facts.partition, &mut |user| restore.copied(user)) {
-                Ok(()) => (from, Loaded::CaughtUp),
+                Ok(()) if self.copy_held(facts) => (from, Loaded::CaughtUp),
+                Ok(()) => {
+                    tracing::warn!(partition = facts.partition, "the copy changed hands while it was read");
+                    restore = Restore::default();
+                    (start, Loaded::Rebuilt)
+                }
                 Err(error) => {
                     tracing::warn!(%error, partition = facts.partition, "could not read the copy");
                     restore = Restore::default();
@@ -357,6 +362,16 @@ where
         })?;
         metrics::histogram!("casestream_restore_seconds").record((self.clock.monotonic() - began).as_secs_f64());
         Ok((restore, loaded))
+    }
+
+    /// Whether the users just read are at least as new as the offset the changelog is read from: a store that failed
+    /// over in between gave older ones.
+    fn copy_held(&mut self, facts: &Facts) -> bool {
+        let Some(before) = &facts.copy else { return false };
+        self.copy.meta(facts.partition).ok().flatten().is_some_and(|now| {
+            let same = (&now.cluster_id, now.generation) == (&before.cluster_id, before.generation);
+            same && now.applied >= before.applied && !now.rebuilding
+        })
     }
 
     fn resumed(&mut self, facts: &Facts, meta: Journal, restore: Restore, loaded: Loaded) -> Result<Recovered, Error> {
