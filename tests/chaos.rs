@@ -348,7 +348,8 @@ impl Observed {
                 other => wrong.push(format!("{id}: {} entries", other.unwrap_or(&0))),
             }
         }
-        wrong.extend(self.acts.keys().filter(|id| !ledger.acts.contains_key(*id)).map(|id| format!("{id}: never sent")));
+        wrong
+            .extend(self.acts.keys().filter(|id| !ledger.acts.contains_key(*id)).map(|id| format!("{id}: never sent")));
         for (value, sent) in &ledger.junk {
             let found = self.junk.get(value).copied().unwrap_or(0);
             if found != *sent {
@@ -444,7 +445,10 @@ fn wait_for_recovery(system: &System, nodes: &mut [Node; 2], ends_of: &[(String,
         let reached = |topic: &str, partition: usize, end: i64| {
             committed.iter().any(|c| c.topic == topic && c.partition as usize == partition && c.offset >= end)
         };
-        ends_of.iter().all(|(topic, ends)| ends.iter().enumerate().all(|(p, end)| reached(topic, p, *end))).then_some(())
+        ends_of
+            .iter()
+            .all(|(topic, ends)| ends.iter().enumerate().all(|(p, end)| reached(topic, p, *end)))
+            .then_some(())
     });
     restarts
 }
@@ -485,7 +489,8 @@ fn nothing_is_lost_or_doubled_whatever_breaks() {
     let mut logs = Logs { seed, nodes };
     logs.nodes.iter_mut().for_each(Node::wait_ready);
     let load = Load::start(&system.kafka.bootstrap(), seed);
-    let (mut inputs, mut journals, mut observed) = (Inputs::new(&system), Journals::new(&system), Observed::new(&system));
+    let (mut inputs, mut journals, mut observed) =
+        (Inputs::new(&system), Journals::new(&system), Observed::new(&system));
     let (mut recoveries, mut by_fault) = (Vec::new(), BTreeMap::<String, u32>::new());
     for round in 1..=rounds {
         let began = Instant::now();

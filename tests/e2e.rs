@@ -64,7 +64,12 @@ fn write_directory(feed: &Feed) {
             ..Directory::default()
         };
         let value = encoded(Topic::UserDirectory, &record);
-        feed.send(Record { topic: "user-directory", key: Some(key.as_bytes()), value: Some(&value), ..Record::default() });
+        feed.send(Record {
+            topic: "user-directory",
+            key: Some(key.as_bytes()),
+            value: Some(&value),
+            ..Record::default()
+        });
     }
     feed.flush();
 }
@@ -113,7 +118,13 @@ fn write_raw(feed: &Feed, source: &str, events: &[String]) {
     let topic = format!("raw.{source}");
     for event in events {
         let value = Some(event.as_bytes());
-        feed.send(Record { topic: &topic, partition: Some(0), value, timestamp: Some(WRITTEN_MS), ..Record::default() });
+        feed.send(Record {
+            topic: &topic,
+            partition: Some(0),
+            value,
+            timestamp: Some(WRITTEN_MS),
+            ..Record::default()
+        });
     }
     feed.flush();
 }
@@ -206,7 +217,8 @@ fn write_ledgers(out: &mut String, system: &System, journals: &Journals) {
         let Ledger { taken, mapped, signals, ignored, dead } = &ledger;
         assert_eq!(*taken, row.offset, "every record of {} is accounted for", row.topic);
         let (ignored, dead) = (serde_json::json!(ignored), serde_json::json!(dead));
-        writeln!(out, "{}: {taken} in, {mapped} mapped to {signals}, ignored {ignored}, dead {dead}", row.topic).unwrap();
+        writeln!(out, "{}: {taken} in, {mapped} mapped to {signals}, ignored {ignored}, dead {dead}", row.topic)
+            .unwrap();
     }
     let mut total = BTreeMap::<&str, i64>::new();
     for (row, count) in journals.last.iter().flatten().flat_map(|journal| &journal.ledger) {
@@ -267,7 +279,12 @@ fn write_scores(out: &mut String, consumer: &mut Consumer<'_>) {
         let level = &levels[&user].1;
         assert_eq!(score["level"], level["level"], "score and level agree");
         let enforcement = text(level, "enforcement_level");
-        rows.push(format!("{}: {} {}, enforced {enforcement}", consumer.name(&user), score["score_milli"], text(&score, "level")));
+        rows.push(format!(
+            "{}: {} {}, enforced {enforcement}",
+            consumer.name(&user),
+            score["score_milli"],
+            text(&score, "level")
+        ));
     }
     rows.sort();
     rows.iter().for_each(|row| writeln!(out, "{row}").unwrap());

@@ -98,7 +98,12 @@ impl System {
     /// Where the map role stands, per source and partition.
     pub fn map_committed(&self) -> Vec<Committed> {
         let names = SOURCES.map(|source| format!("raw.{source}"));
-        Committed::read(&self.kafka.bootstrap(), "casestream-map", &names.each_ref().map(String::as_str), self.partitions)
+        Committed::read(
+            &self.kafka.bootstrap(),
+            "casestream-map",
+            &names.each_ref().map(String::as_str),
+            self.partitions,
+        )
     }
 
     /// Where the engine stands, per input and partition.

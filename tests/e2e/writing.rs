@@ -48,7 +48,8 @@ impl Feed {
         sent.key = record.key;
         sent.payload = record.value;
         sent.timestamp = record.timestamp;
-        let header = |list: OwnedHeaders, (key, value): &(&str, &[u8])| list.insert(Header { key, value: Some(*value) });
+        let header =
+            |list: OwnedHeaders, (key, value): &(&str, &[u8])| list.insert(Header { key, value: Some(*value) });
         sent.headers = (!record.headers.is_empty()).then(|| record.headers.iter().fold(OwnedHeaders::new(), header));
         self.0.send(sent).unwrap_or_else(|(error, _)| panic!("could not write to {}: {error}", record.topic));
     }
