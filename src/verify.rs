@@ -73,13 +73,16 @@ pub enum Failure {
     Journal { partition: i32, offset: i64, cause: String },
 }
 
+/// The latest value of each key, by fingerprint; `None` is a tombstone.
+type Latest = HashMap<Box<[u8]>, Option<u128>>;
+
 /// What the outputs should be, by record.
 #[derive(Default)]
 struct Expected {
     /// Journals (delete): fingerprint to how often it is still to be seen.
     records: HashMap<(Topic, i32), HashMap<u128, i64>>,
     /// Tables (compact): key to the fingerprint of its latest value; `None` is a tombstone.
-    latest: HashMap<(Topic, i32), HashMap<Box<[u8]>, Option<u128>>>,
+    latest: HashMap<(Topic, i32), Latest>,
 }
 
 fn is_table(topic: Topic) -> bool {
@@ -450,13 +453,16 @@ fn place(topic: TopicName, record: &RecordRef<'_>) -> String {
     format!("{topic}-{}@{}", record.partition, record.offset)
 }
 
+/// A header's name and value.
+type KeptHeader = (Box<str>, Option<Box<[u8]>>);
+
 /// A record kept until the journal's range that holds it is folded.
 struct Kept {
     offset: i64,
     timestamp: Timestamp,
     key: Option<Box<[u8]>>,
     value: Option<Box<[u8]>>,
-    headers: Vec<(Box<str>, Option<Box<[u8]>>)>,
+    headers: Vec<KeptHeader>,
 }
 
 /// Records of one input, read ahead.
