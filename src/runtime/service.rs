@@ -33,6 +33,8 @@ use crate::wire::avro::{Encoder, Schemas};
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 /// Longest time between two polls, a restore included.
 pub const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
+/// The writer rests this many times as long as it wrote.
+const COPY_REST: u32 = 3;
 /// The copy counts as stale when its writer has failed for so long.
 const COPY_STALE_AFTER_MS: i64 = 5_000;
 
@@ -135,13 +137,8 @@ impl Service {
         let (clock, copy) = (SystemClock::new(), self.copy.clone());
         let run = move || {
             let mut writer = Writer::new(copy.clone(), store, clock);
-            let mut took = Duration::ZERO;
             while !stop.load(Ordering::Relaxed) {
-                // Under load the copy gets at most half of the time, and more commits fold into one write of a user.
-                writer.wait(interval.max(took));
-                let began = clock.monotonic();
-                writer.round();
-                took = clock.monotonic() - began;
+                writer.paced_round(interval);
                 health.set_copy(copy_lag(&copy, clock.now()));
             }
             // What an orderly end leaves unwritten would only have to be read back from the changelog.
