@@ -33,8 +33,6 @@ use crate::wire::avro::{Encoder, Schemas};
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 /// Longest time between two polls, a restore included.
 pub const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
-/// The writer rests this many times as long as it wrote.
-const COPY_REST: u32 = 3;
 /// The copy counts as stale when its writer has failed for so long.
 const COPY_STALE_AFTER_MS: i64 = 5_000;
 
