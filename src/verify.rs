@@ -73,10 +73,8 @@ pub enum Failure {
     Journal { partition: i32, offset: i64, cause: String },
 }
 
-/// Key to the fingerprint of its latest value; `None` is a tombstone.
+/// The latest value of each key, by fingerprint; `None` is a tombstone.
 type Latest = HashMap<Box<[u8]>, Option<u128>>;
-/// Name and value of a header.
-type KeptHeader = (Box<str>, Option<Box<[u8]>>);
 
 /// What the outputs should be, by record.
 #[derive(Default)]
@@ -454,6 +452,9 @@ fn id_of(record: &RecordRef<'_>) -> String {
 fn place(topic: TopicName, record: &RecordRef<'_>) -> String {
     format!("{topic}-{}@{}", record.partition, record.offset)
 }
+
+/// A header's name and value.
+type KeptHeader = (Box<str>, Option<Box<[u8]>>);
 
 /// A record kept until the journal's range that holds it is folded.
 struct Kept {

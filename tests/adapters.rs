@@ -526,7 +526,7 @@ mod copy {
         let windows = fields(redis, &keys::windows(1, "u"));
         assert_eq!(windows, [("alert-6".to_owned(), b"{}".to_vec())], "the older window is gone");
         let state: Vec<String> = fields(redis, &keys::state(1, "u")).into_iter().map(|(field, _)| field).collect();
-        assert_eq!(state, ["6", "commit_no", "generation", "head"]);
+        assert_eq!(state, ["6", "commit_no", "generation", "head", "top", "windows"]);
 
         // The same chunk again, and a late one.
         store.apply(1, &[user("u", 6)], &meta(1, 6), true).unwrap();

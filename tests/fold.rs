@@ -148,16 +148,13 @@ proptest! {
             signals.sort_by_key(|s| s.ingested_at);
         }
         let mut driver = Driver::new(policies());
-        for (n, signal) in signals.iter().enumerate() {
+        for signal in &signals {
             let accepted = matches!(driver.signal(signal), Outcome::Scored | Outcome::Unscored);
             let hour = driver.stream_time.hour();
             let kept = driver.user.changes.known.clone().take(&driver.policies, hour);
             prop_assert!(kept.is_some() || !accepted, "an accepted signal leaves terms behind");
             if let Some(terms) = kept {
                 prop_assert_eq!(terms, Curve::new(&driver.user, &driver.policies.catalogue, hour).terms);
-            }
-            if n % 4 == 3 {
-                driver.finish();
             }
         }
     }

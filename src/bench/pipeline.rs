@@ -209,8 +209,7 @@ fn named<'scope, T: Send + 'scope>(
 
 fn write(mut writer: Writer<RedisStore, SystemClock>, running: &Running<'_>, interval: Duration) {
     while !running.stop.load(Ordering::Acquire) {
-        writer.wait(interval);
-        writer.round();
+        writer.paced_round(interval);
     }
 }
 

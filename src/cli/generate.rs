@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -18,7 +19,7 @@ use crate::runtime::clock::SystemClock;
 use crate::runtime::ports::{Clock, Outgoing, TopicName};
 use crate::runtime::transaction::KafkaProducer;
 use crate::topology::{self, Topic};
-use crate::wire::avro::Encoder;
+use crate::wire::avro::{Encoder, Schemas};
 use crate::wire::mapping::identity::Pseudonym;
 
 /// How long the last records may take to be delivered.
@@ -167,7 +168,7 @@ impl Feed<'_> {
 fn to_kafka(args: &Args, population: &Population, config: &Settings) -> Result<Answer, Failure> {
     let clock = SystemClock::new();
     let schemas = super::schemas(config, std::sync::Arc::new(clock))?;
-    let pseudonym = pseudonym(config)?;
+    let pseudonym = pseudonym(config, &schemas)?;
     let (mut encoder, mut value) = (Encoder::new(&schemas), Vec::new());
     let mut feed = Feed {
         producer: KafkaProducer::new(&super::connection(config)?)?,
@@ -206,12 +207,13 @@ fn to_kafka(args: &Args, population: &Population, config: &Settings) -> Result<A
     Ok(feed.answer)
 }
 
-fn pseudonym(config: &Settings) -> Result<Pseudonym, Failure> {
-    let key = config.identity.key()?.ok_or_else(|| {
+fn pseudonym(config: &Settings, schemas: &Arc<Schemas>) -> Result<Pseudonym, Failure> {
+    let pseudonym = super::pseudonym::configured(config)?.ok_or_else(|| {
         let fix = "set identity.key_file to a file with at least 16 random bytes";
         Failure::new(Exit::Config, format!("could not make pseudonyms: no key is configured\n  fix: {fix}"))
     })?;
-    Ok(Pseudonym::new(key.expose().trim().as_bytes()))
+    super::pseudonym::compare(config, schemas, &pseudonym)?;
+    Ok(pseudonym)
 }
 
 fn text(answer: &Answer) -> String {

@@ -21,6 +21,7 @@ pub mod explain;
 pub mod generate;
 pub mod output;
 pub mod policy;
+pub mod pseudonym;
 pub mod run;
 pub mod status;
 pub mod topics;

@@ -79,6 +79,9 @@ pub fn shared(config: &Config) -> Result<Shared, Failure> {
 
 #[cfg(feature = "vrl")]
 fn start_map(service: &mut Service, shared: &Shared) -> Result<(), Failure> {
+    if let Some(pseudonym) = super::pseudonym::configured(&shared.config)? {
+        super::pseudonym::compare(&shared.config, &shared.schemas, &pseudonym)?;
+    }
     let Some(key) = shared.config.identity.key()? else {
         if shared.config.map.sources.is_empty() {
             return Ok(());

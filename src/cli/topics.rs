@@ -69,6 +69,10 @@ pub fn run(command: &Command, global: &Global) -> Result<Exit, Failure> {
         let set = policies::compile(&files).map_err(broken)?;
         admin.apply(&plan, config.kafka.replication)?;
         let installed = install(&config, &files)?;
+        if let Some(pseudonym) = super::pseudonym::configured(&config)? {
+            let schemas = super::schemas(&config, Arc::new(SystemClock::new()))?;
+            super::pseudonym::settle(&config, &schemas, &pseudonym)?;
+        }
         answer.applied = true;
         answer.policies = Some(describe(set.hash, installed));
     }

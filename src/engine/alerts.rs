@@ -183,7 +183,8 @@ pub fn evolve(user: &mut User, chosen: Move, origin: &str, ctx: &Context<'_>, nu
             let state = &mut user.head.alerts[alert];
             state.evidence.retain(|e| Some(*e) != gone);
             changed(state, Change::Retracted);
-            rate(state, score_milli, ctx);
+            // What other evidence is worth under the policy is not this alert's, once none of its own is left.
+            rate(state, if state.evidence.is_empty() { 0 } else { score_milli }, ctx);
             if state.evidence.is_empty() {
                 state.status = Status::Withdrawn;
                 state.window.frozen = true;

@@ -20,7 +20,7 @@ pub const DESTINATIONS_PER_INSIGHT_MAX: usize = 8;
 /// Domains, and devices, whose first day is remembered: the smallest hashes.
 pub const SEEN_MAX: usize = 128;
 /// Alerts kept in a head; the oldest closed one goes first.
-pub const ALERTS_MAX: usize = 16;
+pub const ALERTS_MAX: usize = 32;
 /// Insights listed in one alert's evidence.
 pub const EVIDENCE_MAX: usize = 256;
 /// Remembered command ids.

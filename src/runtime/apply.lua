@@ -15,7 +15,7 @@ local function take()
   return ARGV[at]
 end
 
--- Sets the fields of a list, after the given ones. Fields of before stay.
+-- Sets the fields of a list, after the given ones.
 local function set(key, fields)
   for _ = 1, tonumber(take()) do
     fields[#fields + 1] = take()
@@ -26,6 +26,18 @@ local function set(key, fields)
     end
   end
   if #fields > 0 then redis.call('HSET', key, unpack(fields)) end
+end
+
+-- Makes a hash hold a list, after the given fields, and nothing else. Mostly only values change, so nothing is deleted
+-- unless a field went.
+local function put(key, length, first)
+  local start = at
+  set(key, { unpack(first) })
+  if redis.call('HLEN', key) ~= length + #first / 2 then
+    redis.call('DEL', key)
+    at = start
+    set(key, { unpack(first) })
+  end
 end
 
 -- Passes a list over and gives its length.
@@ -67,7 +79,6 @@ elseif not same_copy then
   redis.call('HSET', meta, 'applied', 0, 'changelog_offset', 0, 'applied_at', 0, 'users', 0)
 end
 
--- The usual case is a known user whose fields only change values: then nothing is deleted and built anew.
 for key = 3, #KEYS, 3 do
   local r, w, s = KEYS[key], KEYS[key + 1], KEYS[key + 2]
   local user_key, commit_no, score = take(), take(), take()
@@ -83,28 +94,15 @@ for key = 3, #KEYS, 3 do
   else
     at = start
     if not same then redis.call('DEL', r, w, s) end
-    set(r, {})
-    if windows > 0 or (same and known[4] ~= '0') then
-      redis.call('DEL', w)
-      set(w, {})
-    else
-      skip()
-    end
+    put(r, score_fields, {})
+    if windows > 0 or (same and known[4] ~= '0') then put(w, windows, {}) else skip() end
     -- Every user stands in top, which is also how the users of a partition are found; small moves are left out.
     local shown = same and known[3] or nil
     if shown == nil or (score ~= '' and moved(tonumber(shown), tonumber(score))) then
       shown = score == '' and '0' or score
       redis.call('ZADD', top, shown, user_key)
     end
-    local at_segments = at
-    local fixed = { 'commit_no', commit_no, 'generation', generation, 'top', shown, 'windows', windows }
-    set(s, fixed)
-    if same and redis.call('HLEN', s) ~= segments + 4 then
-      -- A segment went: what is left is written anew.
-      redis.call('DEL', s)
-      at = at_segments
-      set(s, { 'commit_no', commit_no, 'generation', generation, 'top', shown, 'windows', windows })
-    end
+    put(s, segments, { 'commit_no', commit_no, 'generation', generation, 'top', shown, 'windows', windows })
   end
 end
 

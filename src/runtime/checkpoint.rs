@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::copy_sink::{CopySink, DirtyUser, Loaded, Standing};
 use super::ports::{Applied, Clock, CopyMeta, CopyUser, Error, Store};
+use super::telemetry::{self, Limit};
 use crate::domain::Timestamp;
 use crate::domain::policy::PolicySet;
 use crate::engine::state::{Head, hash64};
@@ -21,6 +22,8 @@ use crate::wire::state::{self, UserBytes};
 pub const CHUNK_USERS_MAX: usize = 500;
 /// Most bytes in one chunk.
 pub const CHUNK_BYTES_MAX: usize = 512 << 10;
+/// The writer rests this many times as long as it wrote.
+const REST: u32 = 3;
 /// Changelog marks remembered until the copy has passed them.
 const MARKS_MAX: usize = 64;
 /// How often a copy with nothing to write is asked whether it still holds what it acknowledged.
@@ -33,8 +36,23 @@ pub struct Freshness {
     pub applied: i64,
     pub dirty_users: usize,
     pub rebuilding: bool,
+    /// Since when something committed has not been applied.
+    pub behind_since: Option<Timestamp>,
     /// Since when the copy has been behind without progress.
     pub failing_since: Option<Timestamp>,
+}
+
+impl Freshness {
+    /// Commits the copy has not applied.
+    pub fn commits_behind(&self) -> i64 {
+        self.committed - self.applied.max(0)
+    }
+
+    /// For how long something has not been applied.
+    pub fn behind(&self, now: Timestamp) -> Duration {
+        let since = self.behind_since.unwrap_or(now);
+        Duration::from_millis(u64::try_from(now.0.saturating_sub(since.0)).unwrap_or(0))
+    }
 }
 
 /// Users waiting to be written, by key: one entry each, the newest.
@@ -58,6 +76,7 @@ struct Copy {
     asked: bool,
     /// Under a new generation: old leftovers are swept once everything is written.
     rebuilding: bool,
+    behind_since: Option<Timestamp>,
     failing_since: Option<Timestamp>,
     /// When the store last answered for this partition.
     heard_at: Timestamp,
@@ -93,6 +112,7 @@ impl Handle {
             applied: c.acknowledged,
             dirty_users: c.waiting.len(),
             rebuilding: c.rebuilding,
+            behind_since: c.behind_since,
             failing_since: c.failing_since,
         };
         lock(&self.shared.partitions).iter().map(|(p, c)| (*p, report(c))).collect()
@@ -128,6 +148,7 @@ impl Handle {
             wants_all: trusted.is_none(),
             asked: trusted.is_none(),
             rebuilding: trusted.is_none(),
+            behind_since: before.behind_since,
             failing_since: None,
             heard_at: standing.now,
         };
@@ -142,11 +163,15 @@ impl Handle {
         let (now, before) = (standing.commit_no, copy.committed);
         assert!(now >= before, "INV-4: commits are handed over in order: {now} after {before}");
         copy.committed = now;
+        if now > copy.acknowledged {
+            copy.behind_since.get_or_insert(standing.now);
+        }
         copy.wants_all &= !std::mem::take(&mut copy.asked);
         copy.users = standing.users;
         copy.marks.insert(standing.mark.commit_no, standing.mark.offset);
         while copy.marks.len() > MARKS_MAX {
             copy.marks.pop_first();
+            telemetry::limit(Limit::Marks);
         }
         copy.waiting.extend(users.into_iter().map(|u| (u.user_key, (u.commit_no, u.bytes))));
     }
@@ -156,6 +181,7 @@ impl Handle {
         let mut partitions = lock(&self.shared.partitions);
         if partitions.get(&partition).is_some_and(|c| c.epoch <= epoch) {
             partitions.remove(&partition);
+            telemetry::copy_gone(partition);
         }
     }
 
@@ -228,6 +254,7 @@ pub struct Writer<S: Store, C: Clock> {
     handle: Handle,
     store: S,
     clock: C,
+    took: Duration,
 }
 
 /// What a round of writing did.
@@ -241,7 +268,7 @@ pub struct Round {
 impl<S: Store, C: Clock> Writer<S, C> {
     /// A writer for what `handle` receives.
     pub fn new(handle: Handle, store: S, clock: C) -> Writer<S, C> {
-        Writer { handle, store, clock }
+        Writer { handle, store, clock, took: Duration::ZERO }
     }
 
     /// Writes what is dirty, once over all partitions.
@@ -262,11 +289,28 @@ impl<S: Store, C: Clock> Writer<S, C> {
                 }
             }
         }
+        self.tell_lag();
         round
     }
 
-    /// Waits until something may be dirty, at most for `interval`.
-    pub fn wait(&self, interval: Duration) {
+    fn tell_lag(&self) {
+        let now = self.clock.now();
+        for (partition, fresh) in self.handle.freshness() {
+            telemetry::copy_lag(partition, fresh.commits_behind(), fresh.behind(now));
+        }
+    }
+
+    /// A round after a rest of `interval`, or longer when the last round took long: under load the copy gets a quarter
+    /// of the time, and more commits fold into one write of a user.
+    pub fn paced_round(&mut self, interval: Duration) -> Round {
+        self.wait(interval.max(REST * self.took));
+        let began = self.clock.monotonic();
+        let round = self.round();
+        self.took = self.clock.monotonic() - began;
+        round
+    }
+
+    fn wait(&self, interval: Duration) {
         let partitions = lock(&self.handle.shared.partitions);
         drop(self.handle.shared.wake.wait_timeout(partitions, interval));
     }
@@ -289,12 +333,18 @@ impl<S: Store, C: Clock> Writer<S, C> {
         loop {
             let (chunk, taken) = chunk(&rest, &names);
             let last = taken == rest.len();
+            let began = self.clock.monotonic();
             let applied = self.store.apply(partition, &chunk, &meta, last);
+            telemetry::copy_applied(self.clock.monotonic() - began);
+            if !last {
+                telemetry::limit(Limit::Chunk);
+            }
             match applied {
                 Ok(Applied::Ok { .. }) if last => return self.finish(partition, &meta, total),
                 Ok(Applied::Ok { .. }) => drop(rest.drain(..taken)),
                 Ok(Applied::Fenced { epoch }) => {
                     tracing::info!(partition, epoch, "another worker writes this copy now");
+                    telemetry::copy_write_stale();
                     self.handle.revoked(partition, meta.epoch);
                     return Ok(0);
                 }
@@ -347,6 +397,10 @@ impl<S: Store, C: Clock> Writer<S, C> {
                 copy.acknowledged = meta.applied - 1;
             });
         }
+        // What came while this was written waits since then at most.
+        self.update(partition, meta.epoch, |copy| {
+            copy.behind_since = (copy.committed > copy.acknowledged).then_some(meta.applied_at);
+        });
         Ok(users)
     }
 
@@ -388,7 +442,7 @@ impl<S: Store, C: Clock> Writer<S, C> {
             copy.asked = false;
             tracing::warn!(partition, generation = copy.generation, "the copy in redis lost data and is rebuilt");
         });
-        metrics::counter!("casestream_redis_regressions_total").increment(1);
+        telemetry::copy_regressed();
     }
 
     /// Back into the dirty set, unless something newer has come meanwhile.

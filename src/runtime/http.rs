@@ -20,6 +20,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::telemetry;
+
 /// How often the recorder is kept from growing.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long `stop` waits for answers under way.
@@ -31,7 +33,22 @@ pub struct Health {
     /// A worker that has not polled for so long is dead.
     silence_max: Duration,
     workers: Mutex<BTreeMap<String, Arc<WorkerHealth>>>,
-    redis_stale: AtomicBool,
+    /// `None`: the process writes no copy.
+    copy: Mutex<Option<CopyLag>>,
+}
+
+/// How far the copy in Redis is behind, over all partitions of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CopyLag {
+    /// It cannot be written and falls behind.
+    pub stale: bool,
+    /// Partitions with commits the copy has not seen.
+    pub partitions_behind: usize,
+    /// Partitions written anew after Redis lost data, or for the first time.
+    pub rebuilding: usize,
+    /// Of the partition that is furthest behind.
+    pub commits: i64,
+    pub seconds: u64,
 }
 
 /// One worker's part, updated by the worker.
@@ -49,7 +66,7 @@ impl Health {
             started: Instant::now(),
             silence_max: max_poll_interval / 2,
             workers: Mutex::default(),
-            redis_stale: AtomicBool::new(false),
+            copy: Mutex::default(),
         })
     }
 
@@ -66,9 +83,9 @@ impl Health {
         worker
     }
 
-    /// Whether the copy in Redis is behind or unreachable; readers are told, readiness does not depend on it.
-    pub fn set_redis_stale(&self, stale: bool) {
-        self.redis_stale.store(stale, Ordering::Relaxed);
+    /// How far the copy in Redis is behind; readers are told, readiness does not depend on it.
+    pub fn set_copy(&self, lag: CopyLag) {
+        *lock(&self.copy) = Some(lag);
     }
 
     /// The answer of `/healthz`: whether every worker has polled lately.
@@ -92,7 +109,8 @@ impl Health {
             })
             .collect();
         let ready = !workers.is_empty() && workers.iter().all(|worker| worker.restored);
-        Ready { ready, redis_stale: self.redis_stale.load(Ordering::Relaxed), workers }
+        let copy = *lock(&self.copy);
+        Ready { ready, redis_stale: copy.is_some_and(|copy| copy.stale), copy, workers }
     }
 }
 
@@ -134,7 +152,10 @@ pub struct Alive {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ready {
     pub ready: bool,
+    /// The copy cannot be written and falls behind.
     pub redis_stale: bool,
+    /// `null` in a process that writes no copy.
+    pub copy: Option<CopyLag>,
     pub workers: Vec<WorkerReady>,
 }
 
@@ -245,6 +266,8 @@ fn router(served: Served) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/registry", get(registry_root))
+        .route("/registry/", get(registry_root))
         .route("/registry/{*path}", get(registry))
         .with_state(served)
 }
@@ -263,8 +286,13 @@ async fn readyz(State(served): State<Served>) -> Response {
     (status(ready.ready), axum::Json(ready)).into_response()
 }
 
+async fn registry_root(State(served): State<Served>) -> Response {
+    registry(State(served), Path(String::new())).await
+}
+
 async fn registry(State(served): State<Served>, Path(path): Path<String>) -> Response {
     let (code, body) = (served.registry)(&format!("/{path}"));
+    telemetry::registry_served(code);
     let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (code, [(header::CONTENT_TYPE, "application/vnd.schemaregistry.v1+json")], body).into_response()
 }
@@ -312,8 +340,9 @@ mod tests {
         assert_eq!(ask(handle.addr, "/readyz").0, 503);
         worker.set_restored(true);
         worker.halt(3, "offsets.behind");
-        health.set_redis_stale(true);
-        let body = r#"{"ready":true,"redis_stale":true,"workers":[{"name":"engine-0","restored":true,"halted":{"3":"offsets.behind"}}]}"#;
+        assert!(ask(handle.addr, "/readyz").1.contains(r#""copy":null"#));
+        health.set_copy(CopyLag { stale: true, partitions_behind: 2, rebuilding: 1, commits: 9, seconds: 31 });
+        let body = r#"{"ready":true,"redis_stale":true,"copy":{"stale":true,"partitions_behind":2,"rebuilding":1,"commits":9,"seconds":31},"workers":[{"name":"engine-0","restored":true,"halted":{"3":"offsets.behind"}}]}"#;
         assert_eq!(ask(handle.addr, "/readyz"), (200, body.to_owned()));
         worker.clear_halted();
         assert!(ask(handle.addr, "/readyz").1.contains(r#""halted":{}"#));

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::ports::{Clock, Error, ErrorKind, Group, InputOffset, Log, Polled, Txn};
+use super::telemetry::{self, Limit, outcome};
 
 mod ledger;
 mod people;
@@ -19,13 +20,6 @@ mod tests;
 pub use ledger::Ledger;
 pub use people::People;
 pub use stage::{Batch, Input, Source, Stage};
-
-/// Raw records by what became of them: mapped, ignored or dead.
-pub const MAP_RECORDS_TOTAL: &str = "casestream_map_records_total";
-/// Signals written by the map role.
-pub const MAP_SIGNALS_TOTAL: &str = "casestream_map_signals_total";
-/// Directory entries the map role knows.
-pub const MAP_PEOPLE: &str = "casestream_map_people";
 
 /// Most bytes a batch holds before it is committed.
 const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -139,7 +133,7 @@ where
             retry(clock, RECOVER_FOR, || stage.people.follow(log, now))
         };
         let (known, skipped) = stage.people.counts();
-        metrics::gauge!(MAP_PEOPLE).set(known as f64);
+        telemetry::people(known);
         match result {
             Err(error) if !was_ready => Err(error),
             // What is known stays in use; the next check comes with the next step.
@@ -177,6 +171,9 @@ where
                 Err(error) => return Err(error),
             }
             let full = batch.records >= self.records_max || batch.bytes() >= BATCH_BYTES_MAX;
+            if full {
+                telemetry::limit(Limit::MapBatch);
+            }
             if full || clock.monotonic() >= deadline {
                 return Ok(Polled::Record);
             }
@@ -268,6 +265,7 @@ where
     }
 
     fn settle(&mut self, ledgers: BTreeMap<Input, (i64, Ledger)>) -> Step {
+        telemetry::transaction(outcome::COMMITTED);
         for (input, (_, counted)) in &self.batch.inputs {
             count(input.0, counted);
         }
@@ -277,6 +275,11 @@ where
     }
 
     fn undo(&mut self, error: Error) -> Result<Step, Error> {
+        telemetry::transaction(match error.kind {
+            ErrorKind::Fenced => outcome::FENCED,
+            ErrorKind::Unknown | ErrorKind::Fatal => outcome::UNKNOWN,
+            _ => outcome::ABORTED,
+        });
         match error.kind {
             ErrorKind::Fenced | ErrorKind::Missing => return Err(error),
             ErrorKind::Unknown | ErrorKind::Fatal => {
@@ -343,10 +346,10 @@ fn retry<R>(clock: &impl Clock, limit: Duration, mut call: impl FnMut() -> Resul
 }
 
 fn count(topic: &'static str, counted: &Ledger) {
-    let ignored = counted.ignored.values().sum::<i64>();
-    let dead = counted.dead.values().sum::<i64>();
-    for (outcome, number) in [("mapped", counted.mapped), ("ignored", ignored), ("dead", dead)] {
-        metrics::counter!(MAP_RECORDS_TOTAL, "topic" => topic, "outcome" => outcome).increment(number as u64);
-    }
-    metrics::counter!(MAP_SIGNALS_TOTAL, "topic" => topic).increment(counted.signals as u64);
+    let rows = |rows: &BTreeMap<String, i64>| rows.values().sum::<i64>() as u64;
+    let outcomes =
+        [("mapped", counted.mapped as u64), ("ignored", rows(&counted.ignored)), ("dead", rows(&counted.dead))];
+    telemetry::mapped(topic, outcomes, counted.signals as u64);
+    telemetry::consumed(topic, counted.taken as u64);
+    counted.dead.iter().for_each(|(code, records)| telemetry::dead_letters(topic, code, *records as u64));
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::partition::PolicySource;
 use super::ports::{Error, Log, RecordRef};
+use super::telemetry::{self, Limit};
 use crate::domain::policy::PolicySet;
 use crate::domain::record::PolicySetRecord;
 use crate::policies::{self, Files};
@@ -76,6 +77,7 @@ impl<L: Log> PolicySource for LogPolicies<L> {
         let set = Arc::new(set);
         while self.sets.len() >= SETS_MAX {
             self.sets.pop_first();
+            telemetry::limit(Limit::PolicySets);
         }
         self.sets.insert(hash.to_owned(), set.clone());
         Some(set)

@@ -14,6 +14,7 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use super::ports::Clock;
+use super::telemetry::{self, Limit};
 use crate::wire::avro::{Lookup, SCHEMA_BYTES_MAX, Unavailable};
 use crate::wire::framing::{SchemaName, guid_text};
 
@@ -203,6 +204,7 @@ impl Registry {
             None => {
                 if state.unknown.len() >= UNKNOWN_MAX {
                     state.unknown.clear();
+                    telemetry::limit(Limit::UnknownSchemas);
                 }
                 state.unknown.insert(name, now);
             }
@@ -245,7 +247,14 @@ impl Registry {
         if self.clock.monotonic() < state.closed_until {
             return Err(Unavailable(format!("waiting after: {}", state.last_failure)).into());
         }
-        match call().and_then(answer_of) {
+        let answer = call().and_then(answer_of);
+        telemetry::registry_request(match &answer {
+            Ok(answer) if says_nothing(answer.status) => "failed",
+            Ok(answer) if answer.status >= 400 => "refused",
+            Ok(_) => "answered",
+            Err(_) => "failed",
+        });
+        match answer {
             Ok(answer) if !says_nothing(answer.status) => {
                 state.failures = 0;
                 Ok(answer)

@@ -12,9 +12,10 @@ use super::checkpoint::{Copies, Handle as CopyHandle, Writer};
 use super::client::Connection;
 use super::clock::SystemClock;
 use super::copy_sink::CopySink;
-use super::http::{Health, WorkerHealth};
+use super::http::{CopyLag, Health, WorkerHealth};
 use super::log::KafkaLog;
 use super::no_copy::NoCopy;
+use super::observe::{Observer, Seen};
 use super::policy_source::LogPolicies;
 use super::ports::{Clock, Error, ErrorKind, Outgoing, TopicName};
 use super::redis_store::RedisStore;
@@ -23,6 +24,7 @@ use super::status::StatusSink;
 use super::transaction::{KafkaProducer, KafkaTxn};
 use super::worker::{self, Stop, Worker};
 use crate::config::Config;
+use crate::domain::Timestamp;
 use crate::domain::time::HOUR_MS;
 use crate::topology::{ENGINE_INPUTS, Topic};
 use crate::wire::avro::{Encoder, Schemas};
@@ -133,14 +135,9 @@ impl Service {
         let (clock, copy) = (SystemClock::new(), self.copy.clone());
         let run = move || {
             let mut writer = Writer::new(copy.clone(), store, clock);
-            let mut took = Duration::ZERO;
             while !stop.load(Ordering::Relaxed) {
-                // Under load the copy gets at most half of the time, and more commits fold into one write of a user.
-                writer.wait(interval.max(took));
-                let began = clock.monotonic();
-                writer.round();
-                took = clock.monotonic() - began;
-                health.set_redis_stale(is_stale(&copy, &clock));
+                writer.paced_round(interval);
+                health.set_copy(copy_lag(&copy, clock.now()));
             }
             // What an orderly end leaves unwritten would only have to be read back from the changelog.
             writer.round();
@@ -175,9 +172,17 @@ fn short(name: &str) -> String {
     name.rsplit('-').take(3).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("-")
 }
 
-fn is_stale(copy: &CopyHandle, clock: &SystemClock) -> bool {
-    let now = clock.now().0;
-    copy.freshness().values().any(|f| f.failing_since.is_some_and(|since| now - since.0 >= COPY_STALE_AFTER_MS))
+/// The copy as a whole: its worst partition counts.
+fn copy_lag(copy: &CopyHandle, now: Timestamp) -> CopyLag {
+    let mut lag = CopyLag::default();
+    for fresh in copy.freshness().into_values() {
+        lag.stale |= fresh.failing_since.is_some_and(|since| now.0 - since.0 >= COPY_STALE_AFTER_MS);
+        lag.partitions_behind += usize::from(fresh.commits_behind() > 0);
+        lag.rebuilding += usize::from(fresh.rebuilding);
+        lag.commits = lag.commits.max(fresh.commits_behind());
+        lag.seconds = lag.seconds.max(fresh.behind(now).as_secs());
+    }
+    lag
 }
 
 /// The group of the engine's workers.
@@ -215,9 +220,9 @@ fn work<W: CopySink>(
     health: &WorkerHealth,
 ) -> Result<(), Stop> {
     let mut worker = make_worker(shared, name, sink, copy, status).map_err(Stop::Failed)?;
-    let mut halted = 0;
+    let (mut halted, clock, mut observer) = (0, SystemClock::new(), Observer::new(name));
     while !shared.stop.load(Ordering::Relaxed) {
-        worker.step()?;
+        let step = worker.step()?;
         health.polled();
         health.set_restored(worker.is_ready());
         let count = worker.halted().count();
@@ -225,6 +230,10 @@ fn work<W: CopySink>(
             health.clear_halted();
             worker.halted().for_each(|h| health.halt(h.partition, h.code.as_str()));
             halted = count;
+        }
+        let seen = Seen { step, ready: worker.is_ready(), halted };
+        if observer.step(seen, clock.monotonic()) {
+            observer.look(worker.running(), clock.now());
         }
     }
     worker.close();

@@ -5,7 +5,8 @@
 //! protocol and the `range` assignor, which gives all inputs of a partition number to one member; static membership, so
 //! that a quick restart moves nothing. Never commits: offsets travel in the transaction. Next: `transaction.rs`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,15 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMe
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::types::RDKafkaRespErr;
+use serde::Deserialize;
 
 use super::client::{self, Bounded, Connection, REQUEST_TIMEOUT, Scratch};
-use super::ports::{Changes, Error, ErrorKind, Group, InputOffset, Polled, RecordRef, TopicName};
+use super::clock::SystemClock;
+use super::ports::{Changes, Clock, Error, ErrorKind, Group, InputOffset, Polled, RecordRef, TopicName};
+use super::telemetry;
+use crate::domain::Timestamp;
+use crate::domain::time::DAY_MS;
+use crate::topology::{Cleanup, Topic};
 
 /// How a worker takes part in its group.
 #[derive(Clone, Debug)]
@@ -63,7 +70,11 @@ pub struct KafkaGroup {
     positions: Vec<InputOffset>,
     /// librdkafka's topic handles seen in this assignment and our names of them, so that a record costs no comparison
     /// of text. Addresses only, never followed.
-    handles: Vec<(usize, TopicName)>,
+    handles: Vec<(usize, usize)>,
+    /// Timestamp of the last record handed over, by input and partition; 0 for none in this assignment.
+    seen: Vec<Vec<Timestamp>>,
+    /// When this assignment began.
+    started: Timestamp,
     scratch: Scratch,
 }
 
@@ -90,6 +101,8 @@ impl KafkaGroup {
             owned,
             positions: Vec::new(),
             handles: Vec::new(),
+            seen: Vec::new(),
+            started: Timestamp::default(),
             scratch: Scratch::default(),
         })
     }
@@ -110,6 +123,9 @@ impl KafkaGroup {
                 RDKafkaErrorCode::FencedInstanceId => ErrorKind::Fenced,
                 _ => ErrorKind::Fatal,
             };
+            if kind == ErrorKind::Fenced {
+                telemetry::member_fenced();
+            }
             return Err(Error::new(kind, what(), reason));
         }
         let error = client::error(what(), cause);
@@ -144,20 +160,39 @@ impl KafkaGroup {
         error
     }
 
-    /// Our name of the message's topic.
-    fn name_of(
-        handles: &mut Vec<(usize, TopicName)>,
-        inputs: &[TopicName],
-        message: &BorrowedMessage<'_>,
-    ) -> TopicName {
+    /// The input of the message, by its topic.
+    fn input_of(handles: &mut Vec<(usize, usize)>, inputs: &[TopicName], message: &BorrowedMessage<'_>) -> usize {
         let handle = message.topic_ptr() as usize;
-        if let Some((_, name)) = handles.iter().find(|(known, _)| *known == handle) {
-            return name;
+        if let Some((_, input)) = handles.iter().find(|(known, _)| *known == handle) {
+            return *input;
         }
-        let name = inputs.iter().copied().find(|name| *name == message.topic());
-        let name = name.expect("only subscribed topics are assigned");
-        handles.push((handle, name));
-        name
+        let input = inputs.iter().position(|name| *name == message.topic());
+        let input = input.expect("only subscribed topics are assigned");
+        handles.push((handle, input));
+        input
+    }
+
+    /// Tells how far every input is behind, as of librdkafka's last statistics.
+    fn tell_lag(&self, fetched: Vec<(usize, i32, Fetched)>) {
+        let now = SystemClock::new().now();
+        let mut busy: BTreeMap<i32, bool> = BTreeMap::new();
+        for (input, partition, fetched) in fetched {
+            let topic = self.membership.inputs[input];
+            if !self.owns(topic, partition) {
+                continue;
+            }
+            let start = self.positions.iter().find(|at| at.topic == topic && at.partition == partition);
+            let lag = fetched.lag(start.map_or(0, |at| at.offset));
+            // Until the first record of an assignment is seen, its age is at least that of the assignment.
+            let last = self.seen[input].get(partition as usize).copied().filter(|at| at.0 > 0).unwrap_or(self.started);
+            let age_ms = if lag == 0 { 0 } else { now.0.saturating_sub(last.0).max(0) };
+            telemetry::lag(topic, partition, lag, Duration::from_millis(age_ms as u64));
+            if let Some(retention_ms) = retention_ms(topic) {
+                telemetry::time_to_retention(topic, partition, retention_ms - age_ms);
+            }
+            *busy.entry(partition).or_default() |= lag > 0;
+        }
+        busy.into_iter().for_each(|(partition, busy)| telemetry::idle(&self.membership.group, partition, !busy));
     }
 
     fn own(&mut self, assigned: &[(TopicName, i32)]) {
@@ -177,10 +212,16 @@ impl Group for KafkaGroup {
 
     fn poll(&mut self, wait: Duration, each: &mut dyn FnMut(RecordRef<'_>)) -> Result<Polled, Error> {
         let Some(consumer) = &self.consumer else { return self.consumer().map(|_| Polled::Nothing) };
+        if consumer.context().reported.load(Ordering::Relaxed) {
+            self.tell_lag(consumer.context().take_fetched());
+        }
         match consumer.poll(wait) {
             Some(Ok(message)) => {
-                let topic = KafkaGroup::name_of(&mut self.handles, &self.membership.inputs, &message);
-                self.scratch.hand_over(&message, topic, each);
+                let input = KafkaGroup::input_of(&mut self.handles, &self.membership.inputs, &message);
+                if let Some(seen) = self.seen[input].get_mut(message.partition() as usize) {
+                    *seen = Timestamp(message.timestamp().to_millis().unwrap_or(0));
+                }
+                self.scratch.hand_over(&message, self.membership.inputs[input], each);
                 Ok(Polled::Record)
             }
             Some(Err(cause)) => self.judge(&cause),
@@ -196,7 +237,12 @@ impl Group for KafkaGroup {
         self.handles.clear();
         self.positions.clear();
         let assigned = changes.assigned.clone().unwrap_or_default();
+        for (topic, partition) in &changes.revoked {
+            telemetry::input_gone(&self.membership.group, topic, *partition);
+        }
         self.own(&assigned);
+        self.seen = self.owned.iter().map(|owned| vec![Timestamp::default(); owned.len()]).collect();
+        self.started = SystemClock::new().now();
         changes
     }
 
@@ -244,7 +290,7 @@ impl Group for KafkaGroup {
 }
 
 /// Settings of a group member; reasons in the comments, the rest are librdkafka's defaults.
-const SETTINGS: [(&str, &str); 16] = [
+const SETTINGS: [(&str, &str); 17] = [
     ("isolation.level", "read_committed"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
@@ -263,7 +309,57 @@ const SETTINGS: [(&str, &str); 16] = [
     ("check.crcs", "true"),
     ("enable.partition.eof", "false"),
     ("topic.metadata.refresh.interval.ms", "30000"),
+    // How far each input is behind.
+    ("statistics.interval.ms", "5000"),
 ];
+
+/// How long the topology keeps a topic's records; `None` for topics that are not ours, or compacted.
+fn retention_ms(topic: TopicName) -> Option<i64> {
+    match Topic::by_name(topic)?.spec().cleanup {
+        Cleanup::Delete(days) => Some(days * DAY_MS),
+        Cleanup::Compact | Cleanup::CompactAndDelete(_) => None,
+    }
+}
+
+/// The part of librdkafka's statistics that we read.
+#[derive(Deserialize)]
+struct Statistics {
+    brokers: BTreeMap<String, BrokerStatistics>,
+    topics: BTreeMap<String, TopicStatistics>,
+}
+
+#[derive(Deserialize)]
+struct BrokerStatistics {
+    txretries: u64,
+}
+
+#[derive(Deserialize)]
+struct TopicStatistics {
+    partitions: BTreeMap<i32, Fetched>,
+}
+
+/// How far librdkafka has come in a partition.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Fetched {
+    /// Records fetched and not yet handed over.
+    fetchq_cnt: i64,
+    next_offset: i64,
+    /// Behind the last record handed over; negative before the first.
+    app_offset: i64,
+    /// Below it everything is decided; negative when not known yet.
+    ls_offset: i64,
+}
+
+impl Fetched {
+    /// Records that wait. Behind the last record may lie markers, which nobody is handed.
+    fn lag(self, start: i64) -> i64 {
+        if self.fetchq_cnt == 0 && self.next_offset >= self.ls_offset {
+            return 0;
+        }
+        let position = if self.app_offset >= 0 { self.app_offset } else { start };
+        (self.ls_offset - position).max(0)
+    }
+}
 
 fn seek_once(consumer: &BaseConsumer<Callbacks>, positions: &[InputOffset]) -> Result<(), Error> {
     let what = || format!("could not seek {} inputs", positions.len());
@@ -280,11 +376,43 @@ struct Callbacks {
     inputs: Vec<TopicName>,
     changed: AtomicBool,
     changes: Mutex<Changes>,
+    /// There are new statistics.
+    reported: AtomicBool,
+    fetched: Mutex<Vec<(usize, i32, Fetched)>>,
+    /// Requests sent again, as of the last statistics.
+    retries: AtomicU64,
 }
 
 impl Callbacks {
     fn new(inputs: Vec<TopicName>) -> Callbacks {
-        Callbacks { inputs, changed: AtomicBool::new(false), changes: Mutex::default() }
+        Callbacks {
+            inputs,
+            changed: AtomicBool::new(false),
+            changes: Mutex::default(),
+            reported: AtomicBool::new(false),
+            fetched: Mutex::default(),
+            retries: AtomicU64::new(0),
+        }
+    }
+
+    fn take_fetched(&self) -> Vec<(usize, i32, Fetched)> {
+        self.reported.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *self.fetched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn report(&self, statistics: Statistics) {
+        let retries = statistics.brokers.values().map(|broker| broker.txretries).sum();
+        let before = self.retries.swap(retries, Ordering::AcqRel);
+        telemetry::member_retries(retries.saturating_sub(before));
+        let mut fetched = Vec::new();
+        for (topic, statistics) in statistics.topics {
+            let Some(input) = self.inputs.iter().position(|name| *name == topic) else { continue };
+            // Partition -1 stands for records without one; an unknown end says nothing.
+            let known = statistics.partitions.into_iter().filter(|(number, f)| *number >= 0 && f.ls_offset >= 0);
+            fetched.extend(known.map(|(number, f)| (input, number, f)));
+        }
+        *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = fetched;
+        self.reported.store(true, Ordering::Relaxed);
     }
 
     fn take(&self) -> Option<Changes> {
@@ -309,6 +437,13 @@ impl ClientContext for Callbacks {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", "{error}: {reason}");
     }
+
+    fn stats_raw(&self, json: &[u8]) {
+        match serde_json::from_slice::<Statistics>(json) {
+            Ok(statistics) => self.report(statistics),
+            Err(error) => tracing::debug!("could not read librdkafka's statistics: {error}"),
+        }
+    }
 }
 
 impl ConsumerContext for Callbacks {
@@ -318,8 +453,10 @@ impl ConsumerContext for Callbacks {
         if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             tracing::info!(partitions = partitions.len(), "assigned");
             changes.assigned = Some(partitions);
+            telemetry::assigned();
         } else {
             tracing::info!(partitions = partitions.len(), lost = consumer.assignment_lost(), "revoked");
+            telemetry::revoked(consumer.assignment_lost());
             if let Err(error) = consumer.unassign() {
                 tracing::warn!("could not give up a revoked assignment: {error}");
             }
@@ -327,5 +464,20 @@ impl ConsumerContext for Callbacks {
             changes.assigned = None;
         }
         self.changed.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_counts_records_and_not_the_markers_behind_them() {
+        for (fetchq_cnt, next_offset, app_offset, ls_offset, lag) in
+            [(0, 10, 9, 10, 0), (3, 10, 7, 10, 3), (0, 5, -1001, 10, 8), (0, -1001, -1001, 2, 0), (0, 8, 8, 20, 12)]
+        {
+            let fetched = Fetched { fetchq_cnt, next_offset, app_offset, ls_offset };
+            assert_eq!(fetched.lag(2), lag, "{fetched:?}");
+        }
     }
 }

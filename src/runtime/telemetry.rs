@@ -1,9 +1,14 @@
 //! What casestream tells about itself: every metric by name, and the log. No user stands in a label or a log line.
-//! Serves nothing; `http.rs` does. Next: `http.rs`.
+//! Serves nothing; `http.rs` does. What happened is told through the functions of `telemetry/events.rs`, which alone
+//! name metrics and labels. Next: `telemetry/events.rs`.
 
 use metrics::SetRecorderError;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tracing_subscriber::EnvFilter;
+
+mod events;
+
+pub use events::*;
 
 /// What kind of number a metric is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,9 +54,11 @@ metrics! {
     CONSUMER_LAG_RECORDS = "casestream_consumer_lag_records" Kind::Gauge, ["topic", "partition"],
         "Records between the position and the end of an input.";
     CONSUMER_LAG_SECONDS = "casestream_consumer_lag_seconds" Kind::Gauge, ["topic", "partition"],
-        "Age of the oldest record of an input that was not processed.";
+        "Age of the oldest record of an input that was not handed to a worker; 0 when there is none.";
     TIME_TO_RETENTION_SECONDS = "casestream_time_to_retention_seconds" Kind::Gauge, ["topic", "partition"],
-        "Time until the broker deletes the next record to be read.";
+        "Time until the broker deletes the next record to be read, by the topology's retention.";
+    PARTITION_IDLE = "casestream_partition_idle" Kind::Gauge, ["group", "partition"],
+        "1 while all inputs of a partition number are drained.";
     RECORDS_CONSUMED_TOTAL = "casestream_records_consumed_total" Kind::Counter, ["topic"],
         "Input records committed.";
     RECORDS_INVALID_TOTAL = "casestream_records_invalid_total" Kind::Counter, ["topic", "reason"],
@@ -68,43 +75,45 @@ metrics! {
         "Stream time of a partition, in seconds since 1970.";
     WATERMARK_LAG_SECONDS = "casestream_watermark_lag_seconds" Kind::Gauge, ["partition"],
         "How far stream time is behind the clock.";
-    PARTITION_IDLE = "casestream_partition_idle" Kind::Gauge, ["partition"],
-        "1 while all inputs of the partition are drained.";
     E2E_LATENCY_SECONDS = "casestream_e2e_latency_seconds" Kind::Histogram(END_TO_END), ["from"],
-        "From the event, or from its ingest, to the commit of what it caused.";
+        "From the event, or from its ingest, to the commit of what it caused; the first signal of each batch.";
+    TIMERS_TOTAL = "casestream_timers_total" Kind::Counter, [],
+        "Timers that did something.";
     PROCESS_SECONDS = "casestream_process_seconds" Kind::Histogram(FAST), ["worker"],
         "Folding one batch.";
     BATCH_RECORDS = "casestream_batch_records" Kind::Histogram(COUNT), ["worker"],
         "Records in a batch.";
     BATCH_DIRTY_USERS = "casestream_batch_dirty_users" Kind::Histogram(COUNT), ["worker"],
-        "Users changed by a batch.";
+        "Users of one partition changed by a batch.";
     TXN_COMMIT_SECONDS = "casestream_txn_commit_seconds" Kind::Histogram(FAST), ["worker"],
         "Committing one transaction.";
     TXN_SEND_OFFSETS_SECONDS = "casestream_txn_send_offsets_seconds" Kind::Histogram(FAST), ["worker"],
         "Waiting for deliveries and adding offsets to one transaction.";
     TXN_TOTAL = "casestream_txn_total" Kind::Counter, ["outcome"],
-        "Transactions by outcome: committed, aborted, unknown.";
+        "Transactions by outcome: committed, aborted, unknown, fenced.";
     PRODUCER_EPOCH_RECYCLES_TOTAL = "casestream_producer_epoch_recycles_total" Kind::Counter, ["cause"],
-        "Producers made anew so that nothing of an older transaction can arrive late.";
+        "Producers made (anew) so that nothing of an older transaction can arrive late.";
+    REQUEST_RETRIES_TOTAL = "casestream_request_retries_total" Kind::Counter, ["client"],
+        "Requests to brokers that were sent again, by producers and by group members.";
     FENCED_TOTAL = "casestream_fenced_total" Kind::Counter, ["kind"],
-        "Times another process took over an identity of ours.";
+        "Times another process took over an identity of ours: producer, member.";
     REBALANCES_TOTAL = "casestream_rebalances_total" Kind::Counter, ["kind"],
         "Changes of the assignment: assigned, revoked, lost.";
     REBALANCE_SECONDS = "casestream_rebalance_seconds" Kind::Histogram(LONG), ["worker"],
-        "From an assignment to its first batch.";
+        "From a change of the assignment until all of it is at work.";
     ASSIGNED_PARTITIONS = "casestream_assigned_partitions" Kind::Gauge, ["worker"],
         "Partitions a worker owns.";
     WORKER_STATE = "casestream_worker_state" Kind::Gauge, ["worker", "state"],
-        "1 for the state a worker is in.";
+        "1 for the state a worker is in: waiting, restoring, running, halted (some partition is).";
     CHANGELOG_BYTES_TOTAL = "casestream_changelog_bytes_total" Kind::Counter, ["worker"],
         "Bytes written to the changelog, keys and values.";
     CHANGELOG_RECORDS_TOTAL = "casestream_changelog_records_total" Kind::Counter, ["worker"],
         "Records written to the changelog.";
     RESTORE_REMAINING_RECORDS = "casestream_restore_remaining_records" Kind::Gauge, ["partition"],
-        "Changelog records a restore has yet to read.";
+        "Changelog offsets a restore has yet to read.";
     RESTORE_SECONDS = "casestream_restore_seconds" Kind::Histogram(LONG), ["worker"],
-        "Restoring one partition.";
-    REDIS_APPLY_SECONDS = "casestream_redis_apply_seconds" Kind::Histogram(FAST), ["worker"],
+        "Reading one partition's state from the copy and the changelog.";
+    REDIS_APPLY_SECONDS = "casestream_redis_apply_seconds" Kind::Histogram(FAST), [],
         "Writing one chunk to Redis.";
     REDIS_LAG_OFFSETS = "casestream_redis_lag_offsets" Kind::Gauge, ["partition"],
         "Commits the copy in Redis is behind.";
@@ -116,16 +125,24 @@ metrics! {
         "Writes Redis refused because a newer owner had written.";
     STATE_USERS = "casestream_state_users" Kind::Gauge, ["worker"],
         "Users whose state a worker holds.";
-    STATE_BYTES = "casestream_state_bytes" Kind::Gauge, ["worker"],
-        "Encoded state of a worker's users.";
     STATE_RESIDENT_BYTES = "casestream_state_resident_bytes" Kind::Gauge, ["worker"],
         "Memory that state takes, keys and maps included.";
     ALERTS_EMITTED_TOTAL = "casestream_alerts_emitted_total" Kind::Counter, ["severity", "policy"],
         "Alerts opened.";
     POLICY_VERSION_INFO = "casestream_policy_version_info" Kind::Gauge, ["partition", "policy_set"],
         "1 for the policy set a partition runs on.";
-    VERIFY_MISMATCH_TOTAL = "casestream_verify_mismatch_total" Kind::Counter, ["invariant"],
-        "Differences found between the topics and a second fold.";
+    LIMIT_REACHED_TOTAL = "casestream_limit_reached_total" Kind::Counter, ["limit"],
+        "Times a named maximum was reached: of a user's state, a batch, a map or a queue.";
+    MAP_RECORDS_TOTAL = "casestream_map_records_total" Kind::Counter, ["topic", "outcome"],
+        "Raw records by what became of them: mapped, ignored or dead.";
+    MAP_SIGNALS_TOTAL = "casestream_map_signals_total" Kind::Counter, ["topic"],
+        "Signals made of a topic's raw records.";
+    MAP_PEOPLE = "casestream_map_people" Kind::Gauge, [],
+        "People the map role knows from the directory.";
+    REGISTRY_REQUESTS_TOTAL = "casestream_registry_requests_total" Kind::Counter, ["outcome"],
+        "Calls to the schema registry: answered, refused, failed.";
+    REGISTRY_SERVED_TOTAL = "casestream_registry_served_total" Kind::Counter, ["status"],
+        "Answers of the built-in registry, by HTTP status.";
     BUILD_INFO = "casestream_build_info" Kind::Gauge, ["version"],
         "1; the label names the version.";
 }
@@ -145,7 +162,7 @@ pub fn install() -> Result<PrometheusHandle, SetRecorderError<PrometheusRecorder
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)?;
     describe();
-    metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    events::started();
     Ok(handle)
 }
 

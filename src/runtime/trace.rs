@@ -226,7 +226,7 @@ impl<'a> Tracer<'a> {
         })?;
         match cause {
             Some((topic, partition, offset)) => {
-                let text = format!("written because of {topic}:{partition}:{offset}");
+                let text = format!("names {topic}:{partition}:{offset} as its cause");
                 self.step(Step { stage: "output", text, coordinate: Some(at.to_string()), ..Step::default() });
                 let known = Topic::by_name(&topic).is_none_or(|t| t == Topic::RiskSignals);
                 match known {
@@ -403,7 +403,7 @@ impl<'a> Tracer<'a> {
             }
             if hits.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        hits.sort_by(|a, b| (a.at.partition, a.at.offset).cmp(&(b.at.partition, b.at.offset)));
+        hits.sort_by_key(|f| (f.at.partition, f.at.offset));
         Ok(hits)
     }
 

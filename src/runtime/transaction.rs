@@ -21,8 +21,9 @@ use serde::Deserialize;
 use super::client::{self, Bounded, Connection};
 use super::ports::{Error, ErrorKind, InputOffset, Outgoing, Txn};
 use super::source::GroupMetadata;
+use super::telemetry::{self, Changelog};
 use crate::domain::Timestamp;
-use crate::topology::OUTPUT_BYTES_MAX;
+use crate::topology::{OUTPUT_BYTES_MAX, Topic};
 
 /// How long the broker leaves a silent transaction open, unless configured otherwise. A reader, and a survivor after a
 /// crash, waits that long.
@@ -54,6 +55,9 @@ pub struct KafkaTxn {
     /// What happened that could end the next transaction late, as a label.
     suspect: Option<&'static str>,
     unserved: u32,
+    /// Name of the changelog, and what the open transaction wrote to it.
+    changelog_name: &'static str,
+    changelog: Changelog,
 }
 
 impl KafkaTxn {
@@ -67,6 +71,8 @@ impl KafkaTxn {
             began: None,
             suspect: None,
             unserved: 0,
+            changelog_name: Topic::UserState.name(),
+            changelog: Changelog::default(),
         }
     }
 
@@ -115,6 +121,11 @@ impl KafkaTxn {
             overdue: self.began.is_some_and(|began| began.elapsed() >= self.timeout),
         };
         let cause = fatal.map_or_else(|| cause.to_string(), |(_, reason)| reason);
+        match (reaction(&facts), facts.code) {
+            (ErrorKind::Fenced, Some(RDKafkaErrorCode::FencedInstanceId)) => telemetry::member_fenced(),
+            (ErrorKind::Fenced, _) => telemetry::producer_fenced(),
+            _ => {}
+        }
         Error::new(reaction(&facts), format!("could not {} of {}", step.words(), self.id), cause)
     }
 
@@ -181,6 +192,7 @@ impl Txn for KafkaTxn {
     type Metadata = GroupMetadata;
 
     fn init(&mut self) -> Result<(), Error> {
+        let cause = self.recycling_cause().unwrap_or("asked");
         self.began = None;
         self.producer = None;
         let mut config = producer_config(&self.connection);
@@ -194,6 +206,7 @@ impl Txn for KafkaTxn {
         self.until(Step::Init, INIT_TIMEOUT, |producer, left| producer.init_transactions(left))?;
         self.producer()?.context().forgive();
         self.suspect = None;
+        telemetry::producer_made(cause);
         Ok(())
     }
 
@@ -204,12 +217,18 @@ impl Txn for KafkaTxn {
             return Err(self.failed(Step::Begin, &cause));
         }
         self.began = Some(Instant::now());
+        self.changelog = Changelog::default();
         Ok(())
     }
 
     fn send(&mut self, record: &Outgoing<'_>) -> Result<(), Error> {
         let producer = self.producer()?;
         match enqueue(producer, record, Some(record.partition)) {
+            Ok(()) if record.topic == self.changelog_name => {
+                self.changelog.records += 1;
+                self.changelog.bytes +=
+                    [record.key, record.value].iter().flatten().map(|b| b.len() as u64).sum::<u64>();
+            }
             Ok(()) => {}
             Err(cause) => {
                 let error = self.failed(Step::Deliver, &cause);
@@ -227,21 +246,27 @@ impl Txn for KafkaTxn {
 
     fn send_offsets(&mut self, offsets: &[InputOffset], metadata: &GroupMetadata) -> Result<(), Error> {
         let list = client::partition_list(offsets)?;
+        let began = Instant::now();
         self.timed(|txn| {
             txn.drain(Step::Offsets)?;
             txn.until(Step::Offsets, txn.delivery_timeout(), |producer, left| {
                 producer.send_offsets_to_transaction(&list, &metadata.0, left)
             })
-        })
+        })?;
+        telemetry::offsets_sent(&self.id, began.elapsed());
+        Ok(())
     }
 
     fn commit(&mut self) -> Result<(), Error> {
+        let began = Instant::now();
         self.timed(|txn| {
             txn.drain(Step::Drain)?;
             txn.until(Step::Commit, txn.end_timeout(), |producer, left| producer.commit_transaction(left))?;
             txn.began = None;
             Ok(())
-        })
+        })?;
+        telemetry::transaction_committed(&self.id, began.elapsed(), self.changelog);
+        Ok(())
     }
 
     fn abort(&mut self) -> Result<(), Error> {
@@ -553,7 +578,8 @@ impl ClientContext for Deliveries {
         match serde_json::from_slice::<Statistics>(json) {
             Ok(statistics) => {
                 let retries = statistics.brokers.values().map(|broker| broker.txretries).sum();
-                self.retries.store(retries, Ordering::Release);
+                let before = self.retries.swap(retries, Ordering::AcqRel);
+                telemetry::producer_retries(retries.saturating_sub(before));
             }
             Err(error) => tracing::debug!("could not read librdkafka's statistics: {error}"),
         }

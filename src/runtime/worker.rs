@@ -16,10 +16,11 @@ use std::time::Duration;
 
 use super::batch::{Batch, INPUTS, input_name, input_of};
 use super::copy_sink::{CopySink, Mark, Standing};
-use super::partition::{FoldError, Frame, Hold, Outputs, Overlay, Partition, PolicySource, RecordId, Tools};
+use super::partition::{FoldError, Frame, Hold, Outputs, Overlay, Partition, PolicySource, RecordId, Row, Tools};
 use super::ports::{Clock, Error, ErrorKind, Group, InputOffset, Log, Polled, RecordRef, TopicName, Txn};
 use super::recovery::{Halt, HaltCode};
 use super::status::StatusSink;
+use super::telemetry::{self, Limit, outcome};
 use crate::domain::Timestamp;
 use crate::wire::avro::{Decoder, Encoder, Schemas};
 
@@ -294,7 +295,6 @@ where
             Ok(()) => {
                 self.producer_ready = true;
                 self.init_attempts = 0;
-                metrics::counter!("casestream_producer_epoch_recycles_total").increment(1);
                 Ok(None)
             }
             Err(error) if error.kind == ErrorKind::Fenced => Err(Stop::Fenced(error)),
@@ -336,6 +336,9 @@ where
                 break;
             }
         }
+        if self.batch.is_full(usize::MAX) {
+            telemetry::limit(Limit::Batch);
+        }
         self.batch.seal();
         Ok(Gathered::Batch)
     }
@@ -375,6 +378,7 @@ where
         self.outputs.clear();
         match self.fold(&numbers, opened) {
             Ok(parts) => {
+                telemetry::folded(&self.config.worker, self.clock.monotonic() - opened);
                 let folded: BTreeSet<i32> = parts.iter().map(|p| p.number).collect();
                 let step = self.commit(parts, &metadata)?;
                 // Only now: a seek may cost the assignment, which must not happen while a batch is open.
@@ -441,12 +445,10 @@ where
             return Ok(Step::Idle);
         }
         let (records, partitions) = (self.batch.len(), offsets.len() / INPUTS);
-        let began = self.clock.monotonic();
         match self.transact(&offsets, metadata) {
             Ok(()) => {
-                metrics::histogram!("casestream_txn_commit_seconds")
-                    .record((self.clock.monotonic() - began).as_secs_f64());
-                metrics::histogram!("casestream_batch_records").record(records as f64);
+                telemetry::batch(&self.config.worker, records);
+                self.outputs.alerts_opened().for_each(|(severity, policy)| telemetry::alert_opened(severity, policy));
                 self.halving.committed(records);
                 self.merge(parts);
                 Ok(Step::Committed { records, partitions })
@@ -459,13 +461,12 @@ where
         // T6: at least the broker's own timeout, so that an expiry means something.
         let limit = self.config.transaction_timeout + Duration::from_secs(5);
         let result = transact(&mut self.txn, &self.clock, &self.outputs, offsets, metadata, limit);
-        let outcome = match &result {
-            Ok(()) => "committed",
-            Err(Failure::Aborted { .. }) => "aborted",
-            Err(Failure::Unknown(_)) => "unknown",
-            Err(Failure::Fenced(_)) => "fenced",
-        };
-        metrics::counter!("casestream_txn_total", "outcome" => outcome).increment(1);
+        telemetry::transaction(match &result {
+            Ok(()) => outcome::COMMITTED,
+            Err(Failure::Aborted { .. }) => outcome::ABORTED,
+            Err(Failure::Unknown(_)) => outcome::UNKNOWN,
+            Err(Failure::Fenced(_)) => outcome::FENCED,
+        });
         result
     }
 
@@ -562,7 +563,7 @@ where
             let (Some(Slot::Running(running)) | Some(Slot::Restored(running))) = self.slots.get_mut(&number) else {
                 unreachable!("nothing is unassigned while a batch is open");
             };
-            count_merged(&overlay);
+            tell_merged(&self.config.worker, &overlay, self.clock.now());
             if overlay.wrote() {
                 running.moved = true;
             }
@@ -677,23 +678,23 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_else(|| "a panic".into())
 }
 
-fn count_merged(overlay: &Overlay) {
-    for (n, counts) in overlay.tally().inputs.iter().enumerate() {
-        if counts.records == 0 {
-            continue;
-        }
-        metrics::counter!("casestream_records_consumed_total", "topic" => input_name(n))
-            .increment(counts.records as u64);
+fn tell_merged(worker: &str, overlay: &Overlay, now: Timestamp) {
+    let tally = overlay.tally();
+    for (n, counts) in tally.inputs.iter().enumerate().filter(|(_, counts)| counts.records > 0) {
+        telemetry::consumed(input_name(n), counts.records as u64);
         for (code, records) in counts.dead_letters() {
-            metrics::counter!("casestream_dlq_records_total", "reason" => *code).increment(*records as u64);
+            telemetry::dead_letters(input_name(n), code, *records as u64);
         }
-        let late = counts.get(super::partition::Row::Late) as u64;
-        let rerouted = counts.get(super::partition::Row::Rerouted) as u64;
-        metrics::counter!("casestream_records_late_total").increment(late);
-        metrics::counter!("casestream_mispartitioned_total").increment(rerouted);
+        telemetry::mispartitioned(input_name(n), counts.get(Row::Rerouted) as u64);
+        telemetry::late_and_clamped(counts.get(Row::Late) as u64, 0);
     }
-    metrics::counter!("casestream_timers_total").increment(overlay.timers());
-    metrics::histogram!("casestream_batch_dirty_users").record(overlay.users_written() as f64);
+    telemetry::late_and_clamped(0, tally.observed.clamped);
+    if let Some((event, ingest)) = tally.observed.first {
+        telemetry::latency(event, ingest, now);
+    }
+    tally.observed.limits().for_each(|(limit, times)| telemetry::limits(limit, times));
+    telemetry::timers(overlay.timers());
+    telemetry::dirty_users(worker, overlay.users_written());
 }
 
 impl Running {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::domain::directory::Directory;
 use crate::runtime::ports::{Error, ErrorKind, Log, RecordRef};
+use crate::runtime::pseudonym_key::is_internal;
 use crate::topology::Topic;
 use crate::wire::avro::Decoder;
 use crate::wire::mapping::Subject;
@@ -68,6 +69,9 @@ impl People {
         let People { index, decoder, skipped, .. } = self;
         let mut waiting = None;
         log.read(Topic::UserDirectory.name(), partition, from, until, &mut |record: RecordRef<'_>| {
+            if is_internal(record.key) {
+                return;
+            }
             let Some(value) = record.value else {
                 if let Some(Ok(key)) = record.key.map(std::str::from_utf8) {
                     index.remove(key);

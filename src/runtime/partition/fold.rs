@@ -22,6 +22,8 @@ use crate::engine::fold::{apply, finish};
 use crate::engine::timer::next_due;
 use crate::engine::{DeadCode, Input, Numbers, Outcome, Position, User, event_id};
 use crate::runtime::batch::{BASELINES, BatchRecord, COMMANDS, DIRECTORY, INPUTS, Records, SIGNALS, input_name};
+use crate::runtime::pseudonym_key::is_internal;
+use crate::runtime::telemetry::Limit;
 use crate::topology::{META_KEY, Topic};
 use crate::wire::avro::{DecodeError, Decoder, Encoder};
 use crate::wire::dead_letter::Stage;
@@ -99,6 +101,8 @@ struct Touched<'f> {
     previous_due: Option<Timestamp>,
     resident: bool,
     due: Option<Timestamp>,
+    /// `Head::limits` before the batch.
+    limits: u32,
     /// Something was accepted: publish at the end.
     accepted: bool,
     /// Of the last accepted input; empty when it had none.
@@ -217,7 +221,11 @@ impl<'f, 't> Fold<'f, 't> {
             return Ok(());
         }
         let partition = self.partition;
-        for key in partition.due_users(self.stream_time).take(TIMERS_PER_BATCH_MAX) {
+        for (n, key) in partition.due_users(self.stream_time).enumerate() {
+            if n == TIMERS_PER_BATCH_MAX {
+                self.tally.observed.reach(Limit::Timers);
+                break;
+            }
             let at = self.touch(key);
             self.run_due(at)?;
         }
@@ -239,6 +247,7 @@ impl<'f, 't> Fold<'f, 't> {
             self.touched[at].due = due;
         }
         // A timer that panics or does nothing would be due for ever: it waits for the user's next input instead.
+        self.tally.observed.reach(Limit::TimersPerUser);
         let user = crate::engine::state::hash64(&self.touched[at].key);
         tracing::error!(partition = self.partition.number(), user_hash = %format_args!("{user:016x}"), code = "timer.stuck", "could not run a timer");
         self.touched[at].due = None;
@@ -289,7 +298,7 @@ impl<'f, 't> Fold<'f, 't> {
             self.holds[DIRECTORY] = Some(Hold::NoPolicies);
             return Ok(());
         }
-        if record.value.is_none() {
+        if record.value.is_none() || is_internal(record.key) {
             self.count(DIRECTORY, None, Ok(Row::Ignored));
             return Ok(());
         }
@@ -331,7 +340,9 @@ impl<'f, 't> Fold<'f, 't> {
         let before = self.stream_time;
         self.stream_time = before.max(signal.occurred_at.min(record.timestamp));
         let outcome = self.apply_record(at, Input::Signal(&signal), record);
-        if !matches!(outcome, Ok(Outcome::Scored | Outcome::Unscored | Outcome::Duplicate)) {
+        if matches!(outcome, Ok(Outcome::Scored | Outcome::Unscored | Outcome::Duplicate)) {
+            self.tally.observed.signal(&signal, self.frame.now);
+        } else {
             self.stream_time = before;
         }
         match outcome {
@@ -526,6 +537,7 @@ impl<'f, 't> Fold<'f, 't> {
             Some(_) => state::decode(previous).expect("resident state was read or written by this process"),
             None => User::default(),
         };
+        let limits = user.head.limits;
         let touched = Touched {
             key,
             user,
@@ -533,6 +545,7 @@ impl<'f, 't> Fold<'f, 't> {
             previous_due: due,
             resident: known.is_some(),
             due,
+            limits,
             accepted: false,
             traceparent: Vec::new(),
         };
@@ -657,6 +670,7 @@ impl<'f, 't> Fold<'f, 't> {
             Ok(_) if too_large => return Err(poison("record.poison")),
             Ok(done) => done,
         };
+        self.tally.observed.state_limits(touched.limits, touched.user.head.limits);
         let written = encoded.is_some();
         let (bytes, segments) = encoded.unwrap_or_else(|| (touched.previous.clone(), Vec::new()));
         if !written && (!touched.resident || next_due == touched.previous_due) {

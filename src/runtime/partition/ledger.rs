@@ -6,7 +6,11 @@ use std::collections::BTreeMap;
 use smallvec::SmallVec;
 
 use crate::domain::Timestamp;
+use crate::domain::signal::Signal;
+use crate::engine::decide_signal::AHEAD_MS_MAX;
+use crate::engine::state::{LIMIT_ALERTS, LIMIT_BYTES, LIMIT_INSIGHTS, LIMIT_SEEN, LIMIT_SIGNALS};
 use crate::runtime::batch::{INPUTS, SIGNALS};
+use crate::runtime::telemetry::Limit;
 
 /// Sources told apart per partition; further ones share the row `other`.
 pub const SOURCES_MAX: usize = 64;
@@ -122,7 +126,55 @@ pub struct SourceTally {
 pub struct Tally {
     pub inputs: [Counts; INPUTS],
     pub sources: Vec<SourceTally>,
+    pub observed: Observed,
     last: usize,
+}
+
+/// What a batch shows besides its ledger: told once the batch is committed, never part of a decision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Event and ingest time of the first signal that was taken.
+    pub first: Option<(Timestamp, Timestamp)>,
+    /// Signals from the future whose time was moved back.
+    pub clamped: u64,
+    reached: [u64; Limit::ALL.len()],
+}
+
+impl Observed {
+    /// A signal was taken.
+    pub fn signal(&mut self, signal: &Signal<'_>, now: Timestamp) {
+        self.first.get_or_insert((signal.occurred_at, signal.ingested_at));
+        self.clamped += u64::from(signal.occurred_at > now.plus_ms(AHEAD_MS_MAX));
+    }
+
+    /// A named maximum was reached.
+    pub fn reach(&mut self, limit: Limit) {
+        self.reached[limit as usize] += 1;
+    }
+
+    /// A user's `Head::limits` before and after the batch.
+    pub fn state_limits(&mut self, before: u32, after: u32) {
+        let new = after & !before;
+        if new == 0 {
+            return;
+        }
+        for (bit, limit) in [
+            (LIMIT_SIGNALS, Limit::StateSignals),
+            (LIMIT_INSIGHTS, Limit::StateInsights),
+            (LIMIT_SEEN, Limit::StateSeen),
+            (LIMIT_ALERTS, Limit::StateAlerts),
+            (LIMIT_BYTES, Limit::StateBytes),
+        ] {
+            if new & bit != 0 {
+                self.reach(limit);
+            }
+        }
+    }
+
+    /// What was reached, and how often.
+    pub fn limits(&self) -> impl Iterator<Item = (Limit, u64)> {
+        Limit::ALL.into_iter().zip(self.reached).filter(|(_, times)| *times > 0)
+    }
 }
 
 impl Tally {
@@ -131,7 +183,11 @@ impl Tally {
         if self.sources.get(self.last).is_some_and(|s| s.source == source) {
             return self.last;
         }
-        let source = if self.sources.len() >= SOURCES_MAX { "other" } else { source };
+        let known = self.sources.len() < SOURCES_MAX || self.sources.iter().any(|s| s.source == source);
+        if !known {
+            self.observed.reach(Limit::Sources);
+        }
+        let source = if known { source } else { "other" };
         self.last = self.sources.iter().position(|s| s.source == source).unwrap_or_else(|| {
             self.sources.push(SourceTally { source: source.to_owned(), ..SourceTally::default() });
             self.sources.len() - 1

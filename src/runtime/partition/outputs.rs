@@ -72,6 +72,8 @@ pub struct Outputs {
     bytes: Vec<u8>,
     records: Vec<Record>,
     headers: Vec<(Piece, Piece)>,
+    /// Record, severity and policy of each alert that was opened.
+    opened: Vec<(usize, String, String)>,
 }
 
 impl Outputs {
@@ -90,6 +92,12 @@ impl Outputs {
         self.bytes.truncate(mark.bytes);
         self.records.truncate(mark.records);
         self.headers.truncate(mark.headers);
+        self.opened.retain(|(record, ..)| *record < mark.records);
+    }
+
+    /// Severity and policy of every alert that was opened.
+    pub fn alerts_opened(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.opened.iter().map(|(_, severity, policy)| (severity.as_str(), policy.as_str()))
     }
 
     /// Number of records.
@@ -302,6 +310,10 @@ impl Sink for Publisher<'_> {
     }
 
     fn alert(&mut self, alert: &Alert<'_>, shadow: bool) {
+        if !shadow && alert.change == "opened" {
+            let (severity, policy) = (alert.severity.to_string(), alert.policy_id.to_string());
+            self.outputs.opened.push((self.outputs.len(), severity, policy));
+        }
         match shadow {
             true => self.publish(Topic::ShadowAlerts, &alert.envelope.user_key, &alert.envelope, alert),
             false => self.publish(Topic::Alerts, &alert.alert_id, &alert.envelope, alert),

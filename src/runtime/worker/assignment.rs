@@ -14,8 +14,12 @@ use crate::runtime::copy_sink::{CopySink, DirtyUser, Loaded, Mark};
 use crate::runtime::partition::{Identity, Partition};
 use crate::runtime::ports::{Clock, Error, ErrorKind, Group, InputOffset, Log, Polled, TopicName, Txn};
 use crate::runtime::recovery::{Changelog, Facts, Plan, decide, memory_full};
+use crate::runtime::telemetry::{self, Limit};
 use crate::topology::Topic;
 use crate::wire::state;
+
+/// Offsets between two words about how far a restore has come.
+const TELL_EVERY: i64 = 4_096;
 
 /// How a partition's recovery ended for now.
 enum Recovered {
@@ -48,7 +52,6 @@ where
         self.batch.clear();
         self.halving = Default::default();
         let changes = self.group.changes();
-        metrics::counter!("casestream_rebalances_total").increment(1);
         tracing::info!(
             revoked = changes.revoked.len(),
             assigned = changes.assigned.as_ref().map(Vec::len),
@@ -69,7 +72,7 @@ where
                 }
             }
         }
-        metrics::gauge!("casestream_assigned_partitions").set(self.slots.len() as f64);
+        telemetry::partitions(&self.config.worker, self.slots.len());
         Ok(Step::Rebalanced)
     }
 
@@ -101,6 +104,7 @@ where
     fn drop_partition(&mut self, number: i32) {
         if self.slots.remove(&number).is_some() {
             self.copy.revoked(number);
+            telemetry::partition_gone(number);
         }
     }
 
@@ -359,8 +363,11 @@ where
         let Self { log, decoder, .. } = self;
         log.read(Topic::UserState.name(), facts.partition, from, end, &mut |record| {
             restore.logged(record.key.unwrap_or_default(), record.value, decoder);
+            if record.offset % TELL_EVERY == 0 {
+                telemetry::restore_remaining(facts.partition, end - record.offset);
+            }
         })?;
-        metrics::histogram!("casestream_restore_seconds").record((self.clock.monotonic() - began).as_secs_f64());
+        telemetry::restored(&self.config.worker, facts.partition, self.clock.monotonic() - began);
         Ok((restore, loaded))
     }
 
@@ -410,6 +417,7 @@ where
         }
         let (bytes, loaded_partitions) = self.bytes_with(&partition);
         if bytes > self.config.state_bytes_max {
+            telemetry::limit(Limit::StateMemory);
             let max = self.config.state_bytes_max;
             return Ok(Recovered::Halt(memory_full(facts.partition, bytes, max, loaded_partitions, self.slots.len())));
         }

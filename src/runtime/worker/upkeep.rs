@@ -35,7 +35,6 @@ where
         self.report_status(now);
         for number in self.copy.lost() {
             if let Some(Slot::Running(running)) = self.slots.get(&number) {
-                metrics::counter!("casestream_redis_regressions_total").increment(1);
                 let standing = running.standing(running.partition.meta().now);
                 self.copy.dirty(&standing, running.partition.all_users());
             }

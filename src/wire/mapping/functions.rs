@@ -1,11 +1,18 @@
 //! Functions of our own in mapping programs: `text` and `list` for fields of any type, `lower_keys` and `pivot` for
-//! shapes, `domain_of` and `direction` for addresses. They exist because every vendor needs them, VRL programs cannot
-//! define functions, and a standard conversion that fails formats an error (about 1 µs) only to be replaced by `""`.
+//! shapes, `domain_of` and `direction` for addresses, `table` for the file's tables. They exist because every vendor
+//! needs them, VRL programs cannot define functions, and a standard conversion that fails formats an error (about 1 µs)
+//! only to be replaced by `""`. They look at fields and variables where these lie: a field is copied when it is the
+//! result, not to be looked at.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use vrl::compiler::expression::Expr;
 use vrl::compiler::function::{ArgumentList, Compiled, Example, Function, FunctionCompileContext, Parameter};
 use vrl::compiler::state::TypeState;
 use vrl::compiler::value::kind;
 use vrl::compiler::{Context, Expression, FunctionExpression, Resolved, TypeDef};
+use vrl::diagnostic::{DiagnosticMessage, Label};
 use vrl::path::OwnedTargetPath;
 use vrl::value::kind::Collection;
 use vrl::value::{KeyString, ObjectMap, Value};
@@ -19,6 +26,7 @@ pub fn own() -> Vec<Box<dyn Function>> {
         Box::new(Own { name: "pivot", usage: PIVOT, kind: kind::OBJECT, apply: pivot }),
         Box::new(Own { name: "domain_of", usage: DOMAIN_OF, kind: kind::BYTES | kind::NULL, apply: domain_of }),
         Box::new(Own { name: "direction", usage: DIRECTION, kind: kind::BYTES, apply: direction }),
+        Box::new(Table),
     ]
 }
 
@@ -35,27 +43,32 @@ const DIRECTION: &str = "internal, external or unknown: whether an address or do
 const VALUE_KEYS: [&str; 7] =
     ["value", "Value", "intValue", "boolValue", "multiValue", "multiIntValue", "multiBoolValue"];
 
-type Apply = fn(Value, &[Value]) -> Value;
+type Apply = fn(Cow<'_, Value>, &[Value]) -> Value;
 
-fn text(value: Value, _: &[Value]) -> Value {
-    match value {
-        Value::String(_) => value,
+fn text(value: Cow<'_, Value>, _: &[Value]) -> Value {
+    match value.as_ref() {
+        Value::String(_) => value.into_owned(),
         Value::Bytes(_) => value.to_str_lossy().map_or(Value::Null, Value::from),
         Value::Integer(number) => Value::from(number.to_string()),
-        Value::Boolean(flag) => Value::from(if flag { "true" } else { "false" }),
+        Value::Boolean(flag) => Value::from(if *flag { "true" } else { "false" }),
         _ => Value::from(""),
     }
 }
 
-fn list(value: Value, _: &[Value]) -> Value {
-    if value.is_array() { value } else { Value::Array(Vec::new()) }
+fn list(value: Cow<'_, Value>, _: &[Value]) -> Value {
+    if value.is_array() { value.into_owned() } else { Value::Array(Vec::new()) }
 }
 
-fn lower_keys(value: Value, _: &[Value]) -> Value {
-    match value {
-        Value::Object(map) => Value::Object(map.into_iter().map(lower_key).collect()),
+fn lower_keys(value: Cow<'_, Value>, _: &[Value]) -> Value {
+    match value.into_owned() {
+        Value::Object(map) => Value::Object(lower(map)),
         _ => Value::Object(ObjectMap::new()),
     }
+}
+
+/// All keys in lower case, at every depth; of two that become one, the later in the order of the originals wins.
+pub fn lower(map: ObjectMap) -> ObjectMap {
+    map.into_iter().map(lower_key).collect()
 }
 
 /// Depth is bounded by the JSON reader.
@@ -65,29 +78,29 @@ fn lower_key((key, value): (KeyString, Value)) -> (KeyString, Value) {
 
 fn lower_inside(value: Value) -> Value {
     match value {
-        Value::Object(map) => Value::Object(map.into_iter().map(lower_key).collect()),
+        Value::Object(map) => Value::Object(lower(map)),
         Value::Array(items) => Value::Array(items.into_iter().map(lower_inside).collect()),
         other => other,
     }
 }
 
-fn pivot(list: Value, _: &[Value]) -> Value {
-    let Value::Array(entries) = list else { return Value::Object(ObjectMap::new()) };
-    Value::Object(entries.into_iter().filter_map(entry).collect())
+fn pivot(list: Cow<'_, Value>, _: &[Value]) -> Value {
+    let Value::Array(entries) = list.as_ref() else { return Value::Object(ObjectMap::new()) };
+    Value::Object(entries.iter().filter_map(entry).collect())
 }
 
-fn entry(value: Value) -> Option<(KeyString, Value)> {
-    let Value::Object(mut map) = value else { return None };
-    let name = ["name", "Name"].into_iter().find_map(|key| map.remove(key))?.to_key_string_lossy()?;
-    let found = VALUE_KEYS.into_iter().find_map(|key| map.remove(key));
-    Some((name, found.unwrap_or(Value::Null)))
+fn entry(value: &Value) -> Option<(KeyString, Value)> {
+    let Value::Object(map) = value else { return None };
+    let name = ["name", "Name"].into_iter().find_map(|key| map.get(key))?.to_key_string_lossy()?;
+    let found = VALUE_KEYS.into_iter().find_map(|key| map.get(key));
+    Some((name, found.cloned().unwrap_or(Value::Null)))
 }
 
-fn domain_of(value: Value, _: &[Value]) -> Value {
+fn domain_of(value: Cow<'_, Value>, _: &[Value]) -> Value {
     value.to_str().and_then(domain).map_or(Value::Null, Value::from)
 }
 
-fn direction(value: Value, company: &[Value]) -> Value {
+fn direction(value: Cow<'_, Value>, company: &[Value]) -> Value {
     let Some(domain) = value.to_str().and_then(domain) else { return Value::from("unknown") };
     if company.is_empty() {
         return Value::from("unknown");
@@ -147,14 +160,14 @@ impl Function for Own {
 
     fn compile(&self, _: &TypeState, _: &mut FunctionCompileContext, arguments: ArgumentList) -> Compiled {
         let company = vrl::path::parse_target_path("%config.company_domains").expect("a constant path");
-        let (value, or) = (arguments.required("value"), arguments.optional("or"));
+        let (value, or) = (arguments.required_expr("value"), arguments.optional("or"));
         Ok(OwnCall { value, or, own: *self, company }.as_expr())
     }
 }
 
 #[derive(Clone, Debug)]
 struct OwnCall {
-    value: Box<dyn Expression>,
+    value: Expr,
     or: Option<Box<dyn Expression>>,
     own: Own,
     company: OwnedTargetPath,
@@ -162,11 +175,17 @@ struct OwnCall {
 
 impl FunctionExpression for OwnCall {
     fn resolve(&self, ctx: &mut Context) -> Resolved {
-        let value = self.value.resolve(ctx)?;
-        let company = ctx.target().target_get(&self.company).ok().flatten().and_then(Value::as_array).unwrap_or(&[]);
-        let result = (self.own.apply)(value, company);
+        let result = match &self.value {
+            Expr::Query(_) | Expr::Variable(_) if is_in_place(&self.value) => {
+                (self.own.apply)(in_place(&self.value, ctx), self.company_domains(ctx))
+            }
+            other => {
+                let value = other.resolve(ctx)?;
+                (self.own.apply)(Cow::Owned(value), self.company_domains(ctx))
+            }
+        };
         match &self.or {
-            Some(or) if result.to_str() == Some("") => Ok((self.own.apply)(or.resolve(ctx)?, &[])),
+            Some(or) if result.to_str() == Some("") => Ok((self.own.apply)(Cow::Owned(or.resolve(ctx)?), &[])),
             _ => Ok(result),
         }
     }
@@ -178,6 +197,131 @@ impl FunctionExpression for OwnCall {
             "domain_of" => TypeDef::bytes().or_null(),
             _ => TypeDef::bytes(),
         }
+    }
+}
+
+impl OwnCall {
+    fn company_domains<'c>(&self, ctx: &'c Context) -> &'c [Value] {
+        if self.own.name != "direction" {
+            return &[];
+        }
+        ctx.target().target_get(&self.company).ok().flatten().and_then(Value::as_array).unwrap_or(&[])
+    }
+}
+
+/// Whether the expression names something that exists already: a field or a variable, or a part of one.
+fn is_in_place(expression: &Expr) -> bool {
+    match expression {
+        Expr::Variable(_) => true,
+        Expr::Query(query) => query.is_external() || query.variable_ident().is_some(),
+        _ => false,
+    }
+}
+
+/// What such an expression names; null if it is not there.
+fn in_place<'c>(expression: &Expr, ctx: &'c Context) -> Cow<'c, Value> {
+    const NOTHING: &Value = &Value::Null;
+    let found = match expression {
+        Expr::Variable(variable) => ctx.state().variable(variable.ident()),
+        Expr::Query(query) => match (query.external_path(), query.variable_ident()) {
+            (Some(path), _) => ctx.target().target_get(path).ok().flatten(),
+            (None, Some(variable)) => ctx.state().variable(variable).and_then(|value| value.get(query.path())),
+            (None, None) => None,
+        },
+        _ => None,
+    };
+    Cow::Borrowed(found.unwrap_or(NOTHING))
+}
+
+/// Names of a file's tables, known while its program is compiled.
+#[derive(Clone, Debug, Default)]
+pub struct TableNames(pub BTreeSet<String>);
+
+/// `table("name", key)`.
+#[derive(Clone, Copy, Debug)]
+struct Table;
+
+/// A table that the file does not have.
+#[derive(Debug)]
+struct NoTable {
+    name: String,
+    known: Vec<String>,
+}
+
+impl std::fmt::Display for NoTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the file has no table {:?}; it has {:?}", self.name, self.known)
+    }
+}
+
+impl std::error::Error for NoTable {}
+
+impl DiagnosticMessage for NoTable {
+    fn code(&self) -> usize {
+        0
+    }
+
+    fn labels(&self) -> Vec<Label> {
+        Vec::new()
+    }
+}
+
+impl Function for Table {
+    fn identifier(&self) -> &'static str {
+        "table"
+    }
+
+    fn usage(&self) -> &'static str {
+        "The text that a table of this file has for a key, else an empty text. Never fails."
+    }
+
+    fn category(&self) -> &'static str {
+        "Type"
+    }
+
+    fn return_kind(&self) -> u16 {
+        kind::BYTES
+    }
+
+    fn examples(&self) -> &'static [Example] {
+        &[]
+    }
+
+    fn parameters(&self) -> &'static [Parameter] {
+        const PARAMETERS: &[Parameter] = &[
+            Parameter::required("name", kind::BYTES, "Which table."),
+            Parameter::required("key", kind::ANY, "What to look up."),
+        ];
+        PARAMETERS
+    }
+
+    fn compile(&self, state: &TypeState, ctx: &mut FunctionCompileContext, arguments: ArgumentList) -> Compiled {
+        let name = arguments.required_literal("name", state)?.to_string_lossy().into_owned();
+        let known = ctx.get_external_context::<TableNames>().cloned().unwrap_or_default().0;
+        if !known.contains(&name) {
+            return Err(Box::new(NoTable { name, known: known.into_iter().collect() }));
+        }
+        let table = vrl::path::parse_target_path(&format!("%tables.\"{name}\"")).expect("a quoted name");
+        Ok(TableCall { table, key: arguments.required_expr("key") }.as_expr())
+    }
+}
+
+#[derive(Clone, Debug)]
+struct TableCall {
+    table: OwnedTargetPath,
+    key: Expr,
+}
+
+impl FunctionExpression for TableCall {
+    fn resolve(&self, ctx: &mut Context) -> Resolved {
+        let key = self.key.resolve(ctx)?;
+        let table = ctx.target().target_get(&self.table).ok().flatten().and_then(Value::as_object);
+        let found = table.and_then(|table| table.get(key.to_str()?));
+        Ok(found.cloned().unwrap_or_else(|| Value::from("")))
+    }
+
+    fn type_def(&self, _: &TypeState) -> TypeDef {
+        TypeDef::bytes()
     }
 }
 
@@ -197,10 +341,14 @@ mod tests {
             ("localhost", None, "unknown"),
             ("", None, "unknown"),
         ] {
-            assert_eq!(domain_of(Value::from(text), &[]), expect.map_or(Value::Null, Value::from), "{text}");
-            assert_eq!(direction(Value::from(text), &company), Value::from(way), "{text}");
+            assert_eq!(
+                domain_of(Cow::Owned(Value::from(text)), &[]),
+                expect.map_or(Value::Null, Value::from),
+                "{text}"
+            );
+            assert_eq!(direction(Cow::Owned(Value::from(text)), &company), Value::from(way), "{text}");
         }
-        assert_eq!(direction(Value::from("example.com"), &[]), Value::from("unknown"));
-        assert_eq!(direction(Value::Integer(1), &company), Value::from("unknown"));
+        assert_eq!(direction(Cow::Owned(Value::from("example.com")), &[]), Value::from("unknown"));
+        assert_eq!(direction(Cow::Owned(Value::Integer(1)), &company), Value::from("unknown"));
     }
 }

@@ -1,14 +1,26 @@
 //! A JSON reader for hostile input, straight into VRL values. It differs from the usual ones on purpose: nesting is
 //! bounded, a number that fits neither 64-bit integers nor finite floats stays exact as text, of a repeated key the
-//! last wins, and a lone surrogate becomes U+FFFD instead of an error.
+//! last wins, and a lone surrogate becomes U+FFFD instead of an error. The text is copied once; every string without an
+//! escape is a part of that copy, so that it costs no allocation to read, to clone or to drop.
 
+use std::borrow::Cow;
+
+use bytestring::ByteString;
 use vrl::value::{KeyString, ObjectMap, Value};
 
-use super::{Code, DEPTH_MAX};
+use super::{Code, DEPTH_MAX, functions};
 use crate::topology::INPUT_BYTES_MAX;
 
+/// Which keys the program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    AsWritten,
+    /// In lower case, at every depth, as the function `lower_keys` makes them.
+    Lower,
+}
+
 /// Reads one event: an object, and nothing after it.
-pub fn parse_event(raw: &[u8]) -> Result<Value, Code> {
+pub fn parse_event(raw: &[u8], keys: Keys) -> Result<Value, Code> {
     if raw.len() > INPUT_BYTES_MAX {
         return Err(Code::RecordTooLarge);
     }
@@ -17,11 +29,18 @@ pub fn parse_event(raw: &[u8]) -> Result<Value, Code> {
     if text.bytes().all(is_blank) {
         return Err(Code::RecordEmpty);
     }
-    let mut reader = Reader { text, at: 0 };
-    let value = reader.value(0)?;
-    reader.blanks();
+    let whole = ByteString::from(text);
+    let mut reader = Reader { text: &whole, whole: &whole, at: 0, keys, collided: false };
+    let value = reader.document()?;
     match value {
-        _ if reader.at != text.len() => Err(Code::JsonMalformed),
+        Value::Object(_) if reader.collided => {
+            // Which of two keys wins is decided by their original order, which only the whole object shows.
+            let mut reader = Reader { at: 0, keys: Keys::AsWritten, ..reader };
+            match reader.document()? {
+                Value::Object(map) => Ok(Value::Object(functions::lower(map))),
+                _ => Err(Code::JsonNotObject),
+            }
+        }
         Value::Object(_) => Ok(value),
         _ => Err(Code::JsonNotObject),
     }
@@ -29,7 +48,12 @@ pub fn parse_event(raw: &[u8]) -> Result<Value, Code> {
 
 struct Reader<'a> {
     text: &'a str,
+    /// The same text, for strings to be parts of.
+    whole: &'a ByteString,
     at: usize,
+    keys: Keys,
+    /// Two keys of one object were the same after lower-casing.
+    collided: bool,
 }
 
 type Result<T, E = Code> = std::result::Result<T, E>;
@@ -38,7 +62,13 @@ fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn document(&mut self) -> Result<Value> {
+        let value = self.value(0)?;
+        self.blanks();
+        if self.at == self.text.len() { Ok(value) } else { Err(Code::JsonMalformed) }
+    }
+
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
@@ -65,7 +95,10 @@ impl Reader<'_> {
             b'{' | b'[' if depth >= DEPTH_MAX => Err(Code::JsonTooDeep),
             b'{' => self.object(depth + 1),
             b'[' => self.array(depth + 1),
-            b'"' => self.string().map(Value::from),
+            b'"' => Ok(Value::String(match self.string()? {
+                Cow::Borrowed(part) => self.whole.slice_ref(part),
+                Cow::Owned(text) => text.into(),
+            })),
             b't' => self.word("true", Value::Boolean(true)),
             b'f' => self.word("false", Value::Boolean(false)),
             b'n' => self.word("null", Value::Null),
@@ -91,10 +124,13 @@ impl Reader<'_> {
         }
         loop {
             self.blanks();
-            let key = KeyString::from(self.string()?);
+            let key = self.key()?;
             self.blanks();
             self.take(b':')?;
-            map.insert(key, self.value(depth)?);
+            let value = self.value(depth)?;
+            if map.insert(key, value).is_some() {
+                self.collided |= self.keys == Keys::Lower;
+            }
             self.blanks();
             match self.peek() {
                 Some(b',') => self.at += 1,
@@ -125,20 +161,43 @@ impl Reader<'_> {
         Ok(Value::Array(items))
     }
 
-    fn string(&mut self) -> Result<String> {
-        self.take(b'"')?;
-        let mut out = String::new();
-        loop {
-            let start = self.at;
-            while self.peek().is_some_and(|b| b != b'"' && b != b'\\' && b >= 0x20) {
-                self.at += 1;
+    fn key(&mut self) -> Result<KeyString> {
+        let written = self.string()?;
+        Ok(KeyString::from(match self.keys {
+            Keys::AsWritten => written.into_owned(),
+            Keys::Lower if written.is_ascii() => {
+                let mut key = written.into_owned();
+                key.make_ascii_lowercase();
+                key
             }
-            // The run ends at an ASCII byte or the end, so both ends are character boundaries.
-            out.push_str(&self.text[start..self.at]);
+            Keys::Lower => written.to_lowercase(),
+        }))
+    }
+
+    /// The characters up to the next quote, escape or end.
+    fn run(&mut self) -> &'a str {
+        let start = self.at;
+        let rest = &self.text.as_bytes()[start..];
+        let length = rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0..0x20)).unwrap_or(rest.len());
+        self.at += length;
+        // The run ends at an ASCII byte or the end, so both ends are character boundaries.
+        &self.text[start..self.at]
+    }
+
+    fn string(&mut self) -> Result<Cow<'a, str>> {
+        self.take(b'"')?;
+        let run = self.run();
+        if self.peek() == Some(b'"') {
+            self.at += 1;
+            return Ok(Cow::Borrowed(run));
+        }
+        let mut out = run.to_owned();
+        loop {
+            out.push_str(self.run());
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(out);
+                    return Ok(Cow::Owned(out));
                 }
                 Some(b'\\') => {
                     self.at += 1;
@@ -241,7 +300,7 @@ mod tests {
     use super::*;
 
     fn code(raw: &str) -> &'static str {
-        parse_event(raw.as_bytes()).map_or_else(Code::as_str, |_| "ok")
+        parse_event(raw.as_bytes(), Keys::AsWritten).map_or_else(Code::as_str, |_| "ok")
     }
 
     #[test]
@@ -274,14 +333,14 @@ mod tests {
         ] {
             assert_eq!(code(raw), expect, "{}", &raw[..raw.len().min(60)]);
         }
-        assert_eq!(parse_event(b"{\"a\":\"\xff\"}"), Err(Code::JsonNotUtf8));
-        assert_eq!(parse_event(&vec![b' '; INPUT_BYTES_MAX + 1]), Err(Code::RecordTooLarge));
+        assert_eq!(parse_event(b"{\"a\":\"\xff\"}", Keys::AsWritten), Err(Code::JsonNotUtf8));
+        assert_eq!(parse_event(&vec![b' '; INPUT_BYTES_MAX + 1], Keys::AsWritten), Err(Code::RecordTooLarge));
     }
 
     #[test]
     fn numbers_stay_exact() {
         let raw = r#"{"a":9007199254740993,"b":18446744073709551616,"c":-9223372036854775808,"d":1e400,"e":0.5}"#;
-        let value = parse_event(raw.as_bytes()).unwrap();
+        let value = parse_event(raw.as_bytes(), Keys::AsWritten).unwrap();
         let map = value.as_object().unwrap();
         assert_eq!(map["a"], Value::Integer(9_007_199_254_740_993));
         assert_eq!(map["b"], Value::from("18446744073709551616"));
@@ -292,8 +351,23 @@ mod tests {
 
     #[test]
     fn repeated_keys_and_lone_surrogates() {
-        let value = parse_event(br#"{"a":1,"a":2,"s":"\ud800x\udc00\ud800\u0041"}"#).unwrap();
+        let value = parse_event(br#"{"a":1,"a":2,"s":"\ud800x\udc00\ud800\u0041"}"#, Keys::AsWritten).unwrap();
         assert_eq!(value.as_object().unwrap()["a"], Value::Integer(2));
         assert_eq!(value.as_object().unwrap()["s"], Value::from("\u{fffd}x\u{fffd}\u{fffd}A"));
+    }
+
+    #[test]
+    fn keys_in_lower_case_are_those_of_the_function() {
+        for raw in [
+            r#"{"Id":1,"Sub":{"KEY":[{"In\u004eer":"X"}]},"ÄÖ":"\u00c4"}"#,
+            r#"{"id":1,"Id":2,"ID":3}"#,
+            r#"{"Id":1,"id":2,"A":{"b":1,"B":2},"a":3}"#,
+            r#"{"a":1,"a":2}"#,
+            "{}",
+        ] {
+            let Value::Object(written) = parse_event(raw.as_bytes(), Keys::AsWritten).unwrap() else { panic!("{raw}") };
+            let lower = parse_event(raw.as_bytes(), Keys::Lower).unwrap();
+            assert_eq!(lower, Value::Object(functions::lower(written)), "{raw}");
+        }
     }
 }

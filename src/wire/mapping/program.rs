@@ -2,7 +2,7 @@
 //! the record lies as `%kafka`, the deployment as `%config` and the file's lists as `%lists`; all of `%` is read-only.
 //! Next: `signal_builder.rs`, which turns its result into signals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -15,6 +15,7 @@ use vrl::diagnostic::Formatter;
 use vrl::path::OwnedTargetPath;
 use vrl::value::{ObjectMap, Secrets, Value};
 
+use super::functions::TableNames;
 use super::{Code, MapConfig, Mapper, Outcome, RawMeta, STEPS_MAX, json, profile, signal_builder};
 
 /// Largest mapping file, in bytes.
@@ -56,6 +57,11 @@ struct RawFile {
     event_id: String,
     #[serde(default)]
     lists: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    tables: BTreeMap<String, BTreeMap<String, String>>,
+    /// The program sees all keys in lower case.
+    #[serde(default)]
+    lower_keys: bool,
     program: toml::Spanned<String>,
 }
 
@@ -67,6 +73,7 @@ pub struct Mapping {
     /// The program behind as many newlines as stand before it in the file.
     padded: String,
     program: Program,
+    keys: json::Keys,
     runtime: Runtime,
     metadata: Value,
     utc: TimeZone,
@@ -104,7 +111,7 @@ impl Mapping {
             return Err(Error::Invalid { file, cause });
         }
         let padded = padded_program(text, &raw.program);
-        let program = compile(&file, &padded)?;
+        let program = compile(&file, &padded, raw.tables.keys().cloned().collect())?;
         let hash = blake3::hash(text.as_bytes()).to_hex();
         let mapping = Mapping {
             id_at_hash: format!("{}@{}", raw.id, &hash[..12]),
@@ -112,8 +119,9 @@ impl Mapping {
             origin: String::new(),
             padded,
             program,
+            keys: if raw.lower_keys { json::Keys::Lower } else { json::Keys::AsWritten },
             runtime: Runtime::default(),
-            metadata: metadata(&raw.lists),
+            metadata: metadata(&raw.lists, &raw.tables),
             utc: TimeZone::parse("UTC").expect("a zone every build knows"),
         };
         Ok(mapping.with_config(&MapConfig::default()))
@@ -141,7 +149,7 @@ impl Mapping {
 
     /// What becomes of one raw record. Never panics; what a library panics on is a dead letter.
     pub fn run(&mut self, raw: &[u8], at: &RawMeta<'_>) -> Outcome {
-        let event = match json::parse_event(raw) {
+        let event = match json::parse_event(raw, self.keys) {
             Ok(event) => event,
             Err(code) => return Outcome::dead(code, format!("{} bytes", raw.len())),
         };
@@ -173,12 +181,19 @@ impl Mapping {
     }
 
     fn set_position(&mut self, at: &RawMeta<'_>) {
-        let mut kafka = ObjectMap::new();
-        kafka.insert("topic".into(), Value::from(at.topic));
-        kafka.insert("partition".into(), Value::Integer(at.partition.into()));
-        kafka.insert("offset".into(), Value::Integer(at.offset));
-        kafka.insert("timestamp".into(), Value::Integer(at.timestamp.0));
-        self.metadata.as_object_mut().expect("made as an object").insert("kafka".into(), Value::Object(kafka));
+        let kafka = self.metadata.as_object_mut().and_then(|all| all.get_mut("kafka")).and_then(Value::as_object_mut);
+        let kafka = kafka.expect("made with the mapping, and read-only to its program");
+        for (name, value) in [
+            ("partition", Value::Integer(at.partition.into())),
+            ("offset", Value::Integer(at.offset)),
+            ("timestamp", Value::Integer(at.timestamp.0)),
+        ] {
+            *kafka.get_mut(name).expect("made with the mapping") = value;
+        }
+        let topic = kafka.get_mut("topic").expect("made with the mapping");
+        if topic.to_str() != Some(at.topic) {
+            *topic = Value::from(at.topic);
+        }
     }
 
     /// The line, and the function if it was one. VRL's own text may quote the event, so it is not passed on.
@@ -200,12 +215,19 @@ impl Mapper for Mapping {
     }
 }
 
-fn metadata(lists: &BTreeMap<String, Vec<String>>) -> Value {
+fn metadata(lists: &BTreeMap<String, Vec<String>>, tables: &BTreeMap<String, BTreeMap<String, String>>) -> Value {
     let entries = lists.iter().map(|(name, items)| {
         (name.as_str().into(), Value::Array(items.iter().map(|item| Value::from(item.as_str())).collect()))
     });
+    let tables = tables.iter().map(|(name, rows)| {
+        let rows = rows.iter().map(|(key, text)| (key.as_str().into(), Value::from(text.as_str())));
+        (name.as_str().into(), Value::Object(rows.collect()))
+    });
+    let position = ["topic", "partition", "offset", "timestamp"].map(|name| (name.into(), Value::Null));
     let mut map = ObjectMap::new();
     map.insert("lists".into(), Value::Object(entries.collect()));
+    map.insert("tables".into(), Value::Object(tables.collect()));
+    map.insert("kafka".into(), Value::Object(position.into_iter().collect()));
     Value::Object(map)
 }
 
@@ -217,9 +239,10 @@ fn padded_program(text: &str, program: &toml::Spanned<String>) -> String {
     format!("{}{}", "\n".repeat(lines), program.get_ref())
 }
 
-fn compile(file: &str, padded: &str) -> Result<Program, Error> {
+fn compile(file: &str, padded: &str, tables: BTreeSet<String>) -> Result<Program, Error> {
     let mut config = CompileConfig::default();
     config.set_read_only_path(OwnedTargetPath::metadata_root(), true);
+    config.set_custom(TableNames(tables));
     let compiled = vrl::compiler::compile_with_external(padded, &profile::functions(), &ExternalEnv::default(), config);
     let diagnostics = match compiled {
         Ok(result) if result.warnings.is_empty() => return Ok(result.program),
