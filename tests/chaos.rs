@@ -459,7 +459,7 @@ impl Fault {
     }
 }
 
-/// Waits until everything written before now is mapped and folded, under load. A process that ended by itself is
+/// Waits until everything written by the end of the fault is mapped and folded, under load. A process that ended by itself is
 /// started again, as a supervisor would; that it ended is counted.
 fn wait_for_recovery(system: &System, nodes: &mut [Node; 2], ends_of: &[(String, Vec<i64>)]) -> usize {
     let mut restarts = 0;
@@ -488,7 +488,7 @@ fn wait_for_recovery(system: &System, nodes: &mut [Node; 2], ends_of: &[(String,
     }
 }
 
-/// Inputs that are not yet committed to where they ended before the fault.
+/// Inputs that are not yet committed to where they ended.
 fn behind(system: &System, ends_of: &[(String, Vec<i64>)]) -> Vec<String> {
     let committed: Vec<_> = system.map_committed().into_iter().chain(system.engine_committed()).collect();
     let mut behind = Vec::new();
@@ -546,13 +546,14 @@ fn nothing_is_lost_or_doubled_whatever_breaks() {
         let began = Instant::now();
         load.resume();
         load.run_for(Duration::from_millis(1_000 + dice.below(2_000)));
-        let topics = SOURCES.map(|source| format!("raw.{source}")).into_iter().chain(["risk-signals".to_owned()]);
-        let bootstrap = system.kafka.bootstrap();
-        let ends_of: Vec<_> = topics.map(|topic| (topic.clone(), ends(&bootstrap, &topic, PARTITIONS))).collect();
         let fault = Fault::choose(&mut dice, std::env::var("FAULT").ok().as_deref());
         let broke = Instant::now();
         fault.inflict(&mut system, &mut logs.nodes, &mut dice);
         let back = Instant::now();
+        // Taken now and not before the fault, so that it takes the processes that came back to get there.
+        let topics = SOURCES.map(|source| format!("raw.{source}")).into_iter().chain(["risk-signals".to_owned()]);
+        let bootstrap = system.kafka.bootstrap();
+        let ends_of: Vec<_> = topics.map(|topic| (topic.clone(), ends(&bootstrap, &topic, PARTITIONS))).collect();
         let restarts = wait_for_recovery(&system, &mut logs.nodes, &ends_of);
         let (recovery, outage) = (back.elapsed(), back - broke);
         recoveries.push(recovery);

@@ -20,6 +20,8 @@ use crate::domain::Timestamp;
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// How long stable committed offsets are waited for in one call; long beside a commit, which ends within milliseconds.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a topic's leaders are asked for again after an error.
+const RELEARN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks at a last stable offset that is still too low.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -243,7 +245,7 @@ impl Log for KafkaLog {
 
     fn watermarks(&mut self, topic: TopicName, partition: i32) -> Result<(i64, i64), Error> {
         let what = || format!("could not read the watermarks of {topic}[{partition}]");
-        self.raw.fetch_watermarks(topic, partition, REQUEST_TIMEOUT).map_err(|e| client::error(what(), &e))
+        watermarks(&self.raw, topic, partition).map_err(|e| client::error(what(), &e))
     }
 
     fn read(
@@ -269,6 +271,17 @@ impl Log for KafkaLog {
         let id = self.raw.client().fetch_cluster_id(REQUEST_TIMEOUT);
         id.ok_or_else(|| Error::new(ErrorKind::Retriable, "could not read the cluster id", "no broker answered"))
     }
+}
+
+/// A partition's watermarks. librdkafka keeps what a broker said while it was coming back (no leader, no such partition)
+/// and goes on answering from it without asking again, for minutes: so after an error the topic is asked for anew, and
+/// the caller's next try sees what is so now.
+fn watermarks(client: &BaseConsumer<Quiet>, topic: TopicName, partition: i32) -> Result<(i64, i64), KafkaError> {
+    client.fetch_watermarks(topic, partition, REQUEST_TIMEOUT).inspect_err(|_| {
+        if let Err(error) = client.fetch_metadata(Some(topic), RELEARN_TIMEOUT) {
+            tracing::debug!(topic, %error, "could not ask for a topic anew");
+        }
+    })
 }
 
 /// One `read` under way.
@@ -358,7 +371,7 @@ impl Reading<'_> {
 
     /// The end as a read-committed client sees it.
     fn last_stable(&self) -> Result<i64, Error> {
-        let end = self.log.stable.fetch_watermarks(self.topic, self.partition, REQUEST_TIMEOUT);
+        let end = watermarks(&self.log.stable, self.topic, self.partition);
         end.map(|(_, end)| end).map_err(|e| self.error(&e))
     }
 
