@@ -347,6 +347,18 @@ fn person(what: &'static str, change: impl FnOnce(&mut Directory<'static>), beco
     Case { topic: "user-directory", key, ..direct(what, encoded(Topic::UserDirectory, &record), becomes) }
 }
 
+fn key_cases() -> Vec<Case> {
+    let key = |what, id, key: &'static str| {
+        let becomes = dead("ENGINE", "user_key.invalid", &["dead.user_key.invalid"]);
+        changed(what, id, |s| s.user_key = Text::borrowed(key), becomes)
+    };
+    vec![
+        key("a user key that looks like a segment of another", "s-bar", "u1|seen"),
+        key("a user key with a bar", "s-bar2", "a|b"),
+        key("the key of the meta record", "s-meta", "\0meta"),
+    ]
+}
+
 fn directory_cases() -> Vec<Case> {
     let last = Leaving { announced: Some(Timestamp(i64::MIN)), last_day: Some(Timestamp(i64::MAX)) };
     let value = encoded(Topic::UserDirectory, &Directory { user_key: Text::borrowed("u1"), ..Directory::default() });
@@ -419,7 +431,10 @@ fn command_cases() -> Vec<Case> {
 }
 
 fn cases() -> Vec<Case> {
-    [raw_cases(), framing_cases(), signal_cases(), directory_cases(), command_cases()].into_iter().flatten().collect()
+    [raw_cases(), framing_cases(), signal_cases(), key_cases(), directory_cases(), command_cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn send(feed: &Feed, number: usize, case: &Case) {

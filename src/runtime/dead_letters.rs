@@ -250,6 +250,7 @@ pub fn meaning(reason: &str) -> &'static str {
         "signal.bad_op" => "op is neither create, revise nor retract",
         "signal.bad_count" => "the count is negative or larger than is allowed",
         "directory.partition" => "the directory record is not on the partition of its user: produce it there",
+        "user_key.invalid" => "the user key is empty, too long, or has a bar or a control character",
         "partition.loop" => "the record was moved to its user's partition before and is still on a wrong one",
         "engine.panic" => "the fold panicked on this record: a bug, please report it; no state changed",
         "record.truncated" | "record.malformed" | "record.trailing" => "the bytes do not fit the schema they name",

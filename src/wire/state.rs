@@ -54,6 +54,16 @@ pub fn write_key(user_key: &str, segment: Segment, out: &mut Vec<u8>) {
     }
 }
 
+/// Longest user key we accept, in bytes.
+pub const USER_KEY_BYTES_MAX: usize = 256;
+
+/// Whether a user's keys can be told from all others: not empty, not too long, no bar (it separates the segment) and no
+/// control character (`\0…` keys are the partition's own).
+pub fn is_user_key(text: &str) -> bool {
+    let fits = !text.is_empty() && text.len() <= USER_KEY_BYTES_MAX;
+    fits && !text.bytes().any(|b| b == b'|' || b.is_ascii_control())
+}
+
 /// Reads a key; `None` for `\0…` keys and anything that is not a user's.
 pub fn parse_key(key: &[u8]) -> Option<(&str, Segment)> {
     let key = std::str::from_utf8(key).ok().filter(|k| !k.is_empty() && !k.starts_with('\0'))?;

@@ -42,6 +42,9 @@ pub struct Tools<'a> {
     pub policies: &'a mut dyn PolicySource,
 }
 
+/// Why a user key is refused.
+const INVALID_KEY: &str = "the user key is empty, longer than 256 bytes, or has a bar or a control character";
+
 /// What is fixed for one batch besides its records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
@@ -303,6 +306,10 @@ impl<'f, 't> Fold<'f, 't> {
             return Ok(());
         }
         let Some(directory) = self.decode::<Directory<'_>>(record, Topic::UserDirectory) else { return Ok(()) };
+        if !state::is_user_key(&directory.user_key) {
+            self.dead(record, None, "user_key.invalid", INVALID_KEY);
+            return Ok(());
+        }
         if !self.in_place(record, &directory.user_key) {
             self.dead(record, None, "directory.partition", "the record is not on the partition of its user");
             return Ok(());
@@ -330,6 +337,10 @@ impl<'f, 't> Fold<'f, 't> {
         if signal.user_key.is_empty() {
             let code = DeadCode::Unattributed.as_str();
             self.dead(record, Some(source), code, "the signal names no user");
+            return Ok(());
+        }
+        if !state::is_user_key(&signal.user_key) {
+            self.dead(record, Some(source), "user_key.invalid", INVALID_KEY);
             return Ok(());
         }
         if !self.in_place(record, &signal.user_key) {
@@ -363,6 +374,9 @@ impl<'f, 't> Fold<'f, 't> {
 
     fn command(&mut self, record: &BatchRecord<'_>) {
         let Some(command) = self.decode::<Command<'_>>(record, Topic::CaseCommands) else { return };
+        if !command.user_key.is_empty() && !state::is_user_key(&command.user_key) {
+            return self.dead(record, None, "user_key.invalid", INVALID_KEY);
+        }
         if !command.user_key.is_empty() && !self.in_place(record, &command.user_key) {
             return self.reroute(record, None, Topic::CaseCommands, &command.user_key);
         }
