@@ -7,13 +7,10 @@ use std::time::Duration;
 
 use redis::{Client, Cmd, Connection, ErrorKind as RedisKind, FromRedisValue, RedisError, ServerErrorKind};
 
+use super::checkpoint::CHUNK_USERS_MAX;
 use super::ports::{Applied, CopyMeta, CopyUser, Error, ErrorKind, Store};
 use crate::domain::Timestamp;
 
-/// Most users in one `apply`: a script blocks the server while it runs.
-pub const CHUNK_USERS_MAX: usize = 500;
-/// Most bytes of values in one `apply`.
-pub const CHUNK_BYTES_MAX: usize = 512 << 10;
 /// Version of the key layout.
 pub const COPY_FORMAT: i64 = 1;
 
