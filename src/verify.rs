@@ -12,7 +12,9 @@ use crate::domain::Timestamp;
 use crate::domain::record::{InputRange, Journal};
 use crate::runtime::batch::{Batch, INPUTS, input_name};
 use crate::runtime::checkpoint::copy_user;
-use crate::runtime::partition::{FoldError, Frame, Identity, Outputs, Overlay, Partition, PolicySource, Tools};
+use crate::runtime::partition::{
+    FoldError, Frame, Identity, Outputs, Overlay, Partition, PolicySource, Scratch, Tools,
+};
 use crate::runtime::ports::{CopyUser, Error, Log, Outgoing, RecordRef, Store, TopicName};
 use crate::topology::{Cleanup, META_KEY, Topic};
 use crate::wire::avro::{Decoder, Encoder, Schemas};
@@ -130,6 +132,7 @@ pub struct Verifier<'a, L: Log> {
     policies: &'a mut dyn PolicySource,
     encoder: Encoder,
     decoder: Decoder,
+    scratch: Scratch,
     report: Report,
     expected: Expected,
     batch: Batch,
@@ -151,6 +154,7 @@ impl<'a, L: Log> Verifier<'a, L> {
             policies,
             encoder: Encoder::new(schemas),
             decoder: Decoder::new(schemas),
+            scratch: Scratch::default(),
             report: Report::default(),
             expected: Expected::default(),
             batch: Batch::new(SPAN_RECORDS_MAX, 1 << 30),
@@ -302,7 +306,12 @@ impl<'a, L: Log> Verifier<'a, L> {
     }
 
     fn fold_frame(&mut self, state: &Partition, frame: &Frame) -> Result<Overlay, String> {
-        let mut tools = Tools { encoder: &mut self.encoder, decoder: &mut self.decoder, policies: &mut *self.policies };
+        let mut tools = Tools {
+            encoder: &mut self.encoder,
+            decoder: &mut self.decoder,
+            policies: &mut *self.policies,
+            scratch: &mut self.scratch,
+        };
         self.outputs.clear();
         let folded = state.fold_batch(self.batch.records(state.number()), frame, &mut tools, &mut self.outputs);
         folded.map_err(|error: FoldError| error.to_string())

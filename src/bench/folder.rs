@@ -13,7 +13,7 @@ use crate::domain::policy::PolicySet;
 use crate::domain::time::HOUR_MS;
 use crate::policies::{self, Files};
 use crate::runtime::batch::{Batch, COMMANDS, INPUTS, input_name};
-use crate::runtime::partition::{Frame, Identity, Outputs, Partition, PolicySource, Tools};
+use crate::runtime::partition::{Frame, Identity, Outputs, Partition, PolicySource, Scratch, Tools};
 use crate::runtime::ports::{RecordRef, TopicName};
 use crate::topology::Topic;
 use crate::wire::avro::{Decoder, Encoder, Schemas};
@@ -118,6 +118,7 @@ pub struct Folder {
     outputs: Outputs,
     encoder: Encoder,
     decoder: Decoder,
+    scratch: Scratch,
     policies: BuiltIn,
     offsets: Vec<i64>,
 }
@@ -132,6 +133,7 @@ impl Folder {
             outputs: Outputs::default(),
             encoder: Encoder::new(&schemas),
             decoder: Decoder::new(&schemas),
+            scratch: Scratch::default(),
             policies: BuiltIn::new()?,
             offsets: vec![0; partitions as usize],
         };
@@ -193,8 +195,12 @@ impl Folder {
         self.outputs.clear();
         let frame = Frame { now, ..Frame::default() };
         for number in self.batch.partitions() {
-            let mut tools =
-                Tools { encoder: &mut self.encoder, decoder: &mut self.decoder, policies: &mut self.policies };
+            let mut tools = Tools {
+                encoder: &mut self.encoder,
+                decoder: &mut self.decoder,
+                policies: &mut self.policies,
+                scratch: &mut self.scratch,
+            };
             let partition = &self.partitions[number as usize];
             let records = self.batch.records(number);
             let overlay = partition.fold_batch(records, &frame, &mut tools, &mut self.outputs);

@@ -249,6 +249,22 @@ pub struct Spent {
 }
 
 impl Changes {
+    /// Forgets everything and keeps the memory.
+    pub fn clear(&mut self) {
+        let Changes { head, seen, days, dropped, level, cause, known } = self;
+        (*head, *seen, *level) = (false, false, false);
+        days.clear();
+        dropped.clear();
+        *cause = Cause::default();
+        *known = Known::default();
+    }
+
+    /// Whether anything must be written or published.
+    pub fn is_written(&self) -> bool {
+        let Changes { head, seen, days, dropped, level, cause, known: _ } = self;
+        *head || *seen || *level || !days.is_empty() || !dropped.is_empty() || !cause.kind.is_empty()
+    }
+
     /// Marks a day's segment as changed.
     pub fn mark_day(&mut self, day: Day) {
         if let Err(n) = self.days.binary_search(&day) {

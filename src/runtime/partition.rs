@@ -3,9 +3,11 @@
 //! dropped leaves no trace. No I/O here, and no clock: `verify` drives the same functions. Next: `partition/fold.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::DefaultHashBuilder;
+use hashbrown::hash_table::{Entry, HashTable};
 
 use super::batch::{INPUTS, Records, input_name};
 use super::copy_sink::DirtyUser;
@@ -22,7 +24,7 @@ pub mod ledger;
 mod letter;
 pub mod outputs;
 
-pub use fold::{FoldError, Frame, Hold, Tools};
+pub use fold::{FoldError, Frame, Hold, Scratch, Tools};
 pub use ledger::{Row, Tally};
 pub use outputs::{Outputs, RecordId};
 
@@ -52,8 +54,11 @@ pub struct Identity {
 }
 
 /// A user as kept between batches.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Resident {
+    pub key: Arc<str>,
+    /// Of the key, by the partition's hasher.
+    hash: u64,
     pub bytes: UserBytes,
     pub next_due: Option<Timestamp>,
 }
@@ -62,6 +67,7 @@ pub struct Resident {
 #[derive(Clone, Debug)]
 pub struct UserChange {
     pub key: Arc<str>,
+    hash: u64,
     /// No head: the user is gone.
     pub bytes: UserBytes,
     previous_due: Option<Timestamp>,
@@ -131,7 +137,8 @@ pub struct SourceFacts {
 /// The resident state of one partition.
 pub struct Partition {
     identity: Identity,
-    users: HashMap<Arc<str>, Resident>,
+    users: HashTable<Resident>,
+    hasher: DefaultHashBuilder,
     timers: BTreeSet<(Timestamp, Arc<str>)>,
     meta: Journal,
     positions: [i64; INPUTS],
@@ -148,7 +155,8 @@ impl Partition {
         let positions = positions(&meta.inputs);
         Partition {
             identity,
-            users: HashMap::new(),
+            users: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
             timers: BTreeSet::new(),
             meta,
             positions,
@@ -194,8 +202,9 @@ impl Partition {
             self.timers.insert((due, key.clone()));
         }
         self.bytes += resident_bytes(&key, &bytes);
-        let before = self.users.insert(key, Resident { bytes, next_due: due });
-        assert!(before.is_none(), "a user was restored twice");
+        let hash = self.hash(&key);
+        assert!(self.user_at(hash, &key).is_none(), "a user was restored twice");
+        self.users.insert_unique(hash, Resident { key, hash, bytes, next_due: due }, |resident| resident.hash);
         Ok(())
     }
 
@@ -264,30 +273,34 @@ impl Partition {
     }
 
     fn merge_user(&mut self, change: UserChange) {
-        let UserChange { key, bytes, previous_due, next_due, written: _ } = change;
-        let key = if previous_due != next_due {
-            let mut entry = (previous_due.unwrap_or_default(), key);
+        let UserChange { key, hash, bytes, previous_due, next_due, written: _ } = change;
+        let next_due = next_due.filter(|_| bytes.head.is_some());
+        if previous_due != next_due {
+            let mut entry = (previous_due.unwrap_or_default(), key.clone());
             if previous_due.is_some() {
                 self.timers.remove(&entry);
             }
-            if let Some(due) = next_due.filter(|_| bytes.head.is_some()) {
-                entry.0 = due;
-                self.timers.insert((due, entry.1.clone()));
-            }
-            entry.1
-        } else {
-            key
-        };
-        if bytes.head.is_some() {
-            self.bytes += resident_bytes(&key, &bytes);
-            if let Some(before) = self.users.insert(key.clone(), Resident { bytes, next_due }) {
-                self.bytes -= resident_bytes(&key, &before.bytes);
-            }
-        } else if let Some(before) = self.users.remove(&key) {
-            self.bytes -= resident_bytes(&key, &before.bytes);
             if let Some(due) = next_due {
-                self.timers.remove(&(due, key));
+                entry.0 = due;
+                self.timers.insert(entry);
             }
+        }
+        match self.users.entry(hash, |resident| *resident.key == *key, |resident| resident.hash) {
+            Entry::Occupied(mut known) => {
+                self.bytes -= resident_bytes(&key, &known.get().bytes);
+                if bytes.head.is_some() {
+                    self.bytes += resident_bytes(&key, &bytes);
+                    let resident = known.get_mut();
+                    (resident.bytes, resident.next_due) = (bytes, next_due);
+                } else {
+                    known.remove();
+                }
+            }
+            Entry::Vacant(place) if bytes.head.is_some() => {
+                self.bytes += resident_bytes(&key, &bytes);
+                place.insert(Resident { key, hash, bytes, next_due });
+            }
+            Entry::Vacant(_) => {}
         }
     }
 
@@ -307,11 +320,11 @@ impl Partition {
         let Some(policies) = self.policies.clone() else { return };
         let context = Context { stream_time: self.meta.stream_time, ..self.resting_context(&policies) };
         self.timers.clear();
-        for (key, resident) in &mut self.users {
+        for resident in &mut self.users {
             let user = state::decode(&resident.bytes).expect("resident state was read or written by this process");
             resident.next_due = next_due(&user, &context);
             if let Some(due) = resident.next_due {
-                self.timers.insert((due, key.clone()));
+                self.timers.insert((due, resident.key.clone()));
             }
         }
     }
@@ -319,8 +332,8 @@ impl Partition {
     /// Every user, as the copy's writer takes them.
     pub fn all_users(&self) -> Vec<DirtyUser> {
         let commit_no = self.meta.commit_no;
-        let user = |(key, resident): (&Arc<str>, &Resident)| DirtyUser {
-            user_key: key.clone(),
+        let user = |resident: &Resident| DirtyUser {
+            user_key: resident.key.clone(),
             bytes: resident.bytes.clone(),
             commit_no,
         };
@@ -358,8 +371,18 @@ impl Partition {
     }
 
     /// A resident user.
-    pub fn user(&self, user_key: &str) -> Option<(&Arc<str>, &Resident)> {
-        self.users.get_key_value(user_key)
+    pub fn user(&self, user_key: &str) -> Option<&Resident> {
+        self.user_at(self.hash(user_key), user_key)
+    }
+
+    /// A resident user, by the hash of the key as well.
+    fn user_at(&self, hash: u64, user_key: &str) -> Option<&Resident> {
+        self.users.find(hash, |resident| *resident.key == *user_key)
+    }
+
+    /// Where a user is found: differs from process to process.
+    fn hash(&self, user_key: &str) -> u64 {
+        self.hasher.hash_one(user_key)
     }
 
     /// When the first timer is due.

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use super::batch::{Batch, INPUTS, input_name, input_of};
 use super::copy_sink::{CopySink, Mark, Standing};
-use super::partition::{FoldError, Frame, Hold, Outputs, Overlay, Partition, PolicySource, RecordId, Row, Tools};
+use super::partition::{
+    FoldError, Frame, Hold, Outputs, Overlay, Partition, PolicySource, RecordId, Row, Scratch, Tools,
+};
 use super::ports::{Clock, Error, ErrorKind, Group, InputOffset, Log, Polled, RecordRef, TopicName, Txn};
 use super::recovery::{Halt, HaltCode};
 use super::status::StatusSink;
@@ -168,6 +170,7 @@ pub struct Worker<G: Group, T, L, C, W> {
     status: StatusSink,
     encoder: Encoder,
     decoder: Decoder,
+    scratch: Scratch,
     cluster_id: Option<Arc<str>>,
     slots: BTreeMap<i32, Slot>,
     batch: Batch,
@@ -227,6 +230,7 @@ where
             status,
             encoder: Encoder::new(schemas),
             decoder: Decoder::new(schemas),
+            scratch: Scratch::default(),
             cluster_id: None,
             slots: BTreeMap::new(),
             batch,
@@ -421,8 +425,12 @@ where
                 condemned: condemned.filter(|_| records.len() == 1),
             };
             let mark = self.outputs.mark();
-            let mut tools =
-                Tools { encoder: &mut self.encoder, decoder: &mut self.decoder, policies: &mut *self.policies };
+            let mut tools = Tools {
+                encoder: &mut self.encoder,
+                decoder: &mut self.decoder,
+                policies: &mut *self.policies,
+                scratch: &mut self.scratch,
+            };
             let (partition, outputs) = (&running.partition, &mut self.outputs);
             let folded = catch_unwind(AssertUnwindSafe(|| partition.fold_batch(records, &frame, &mut tools, outputs)));
             match folded {
@@ -549,7 +557,12 @@ where
     fn meta_only(&mut self, number: i32, epoch: i64) -> Option<Part> {
         let (Slot::Running(running) | Slot::Restored(running)) = self.slots.get(&number)? else { return None };
         let frame = Frame { now: self.clock.now(), epoch: Some(epoch), ..Frame::default() };
-        let mut tools = Tools { encoder: &mut self.encoder, decoder: &mut self.decoder, policies: &mut *self.policies };
+        let mut tools = Tools {
+            encoder: &mut self.encoder,
+            decoder: &mut self.decoder,
+            policies: &mut *self.policies,
+            scratch: &mut self.scratch,
+        };
         // No partition has the number -1: an empty range of the batch.
         let records = self.batch.records(-1);
         let overlay = running.partition.fold_batch(records, &frame, &mut tools, &mut self.outputs);

@@ -1,4 +1,5 @@
-//! Variable-length integers: seven bits a byte, least significant first; signed ones zigzag first.
+//! Variable-length integers: seven bits a byte, least significant first; signed ones zigzag first. Numbers that are
+//! seldom small (times, hashes) are fixed and little-endian: cheaper to read.
 
 use super::state::Error;
 
@@ -6,7 +7,8 @@ use super::state::Error;
 pub struct Writer<'a>(pub &'a mut Vec<u8>);
 
 impl Writer<'_> {
-    /// Seven bits a byte.
+    /// Seven bits a byte; most numbers are one byte.
+    #[inline]
     pub fn u64(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -26,8 +28,15 @@ impl Writer<'_> {
     }
 
     /// Bytes as they are.
+    #[inline]
     pub fn fixed(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
+    }
+
+    /// Eight bytes.
+    #[inline]
+    pub fn long(&mut self, value: i64) {
+        self.fixed(&value.to_le_bytes());
     }
 
     /// Absent is one zero byte.
@@ -60,23 +69,30 @@ impl<'a> Reader<'a> {
             self.0 = rest;
             return Ok(u64::from(*first));
         }
-        self.long()
+        self.longer()
     }
 
-    fn long(&mut self) -> Result<u64, Error> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.u8()?;
+    fn longer(&mut self) -> Result<u64, Error> {
+        let (mut value, mut shift) = (0_u64, 0);
+        for (n, byte) in self.0.iter().enumerate().take(10) {
             let bits = u64::from(byte & 0x7f);
             if shift == 63 && bits > 1 {
                 break;
             }
             value |= bits << shift;
-            if byte < 0x80 {
+            if *byte < 0x80 {
+                self.0 = &self.0[n + 1..];
                 return Ok(value);
             }
+            shift += 7;
         }
-        Err(Error::Damaged { what: "integer too long" })
+        Err(if self.0.len() < 10 { SHORT } else { Error::Damaged { what: "integer too long" } })
+    }
+
+    /// Eight bytes.
+    #[inline]
+    pub fn long(&mut self) -> Result<i64, Error> {
+        self.fixed().map(i64::from_le_bytes)
     }
 
     /// Zigzag.

@@ -7,10 +7,10 @@ use super::bytes::{Reader, Writer, push_number};
 use super::state_parts as parts;
 use crate::domain::Day;
 use crate::engine::User;
-use crate::engine::state::{Head, LIMIT_BYTES, STATE_BYTES_MAX, Seen};
+use crate::engine::state::{DaySegment, Head, LIMIT_BYTES, STATE_BYTES_MAX, Seen};
 
 /// Format number of every value written.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 
 /// A user as resident bytes, shared with the writer of the copy. Values are exactly those of the topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,21 +82,28 @@ pub fn commit_no(value: &[u8]) -> Result<i64, Error> {
 /// Decodes a whole user.
 pub fn decode(bytes: &UserBytes) -> Result<User, Error> {
     let mut user = User::default();
-    if let Some(head) = &bytes.head {
-        user.head = decode_head(head)?;
-    }
-    if let Some(seen) = &bytes.seen {
-        user.seen = body(seen, parts::read_seen)?;
-    }
-    user.days.reserve(bytes.days.len() + 1);
-    for (day, value) in &bytes.days {
-        let segment = body(value, parts::read_day)?;
-        if segment.day != *day || user.days.last().is_some_and(|last| last.day >= *day) {
+    decode_into(bytes, &mut user)?;
+    Ok(user)
+}
+
+/// `decode` in place of another user, into the same memory.
+pub fn decode_into(bytes: &UserBytes, user: &mut User) -> Result<(), Error> {
+    user.head = bytes.head.as_deref().map_or(Ok(Head::default()), decode_head)?;
+    user.seen = bytes.seen.as_deref().map_or(Ok(Seen::default()), |seen| body(seen, parts::read_seen))?;
+    user.changes.clear();
+    user.days.truncate(bytes.days.len());
+    let mut before = None;
+    for (n, (day, value)) in bytes.days.iter().enumerate() {
+        if n == user.days.len() {
+            user.days.push(DaySegment::default());
+        }
+        let segment = &mut user.days[n];
+        body(value, |r| parts::read_day(r, segment))?;
+        if segment.day != *day || before.replace(*day).is_some_and(|before| before >= *day) {
             return Err(Error::Damaged { what: "a day under another day's key" });
         }
-        user.days.push(segment);
     }
-    Ok(user)
+    Ok(())
 }
 
 /// Decodes the head alone.
@@ -107,71 +114,76 @@ pub fn decode_head(value: &[u8]) -> Result<crate::engine::state::Head, Error> {
 /// Encodes what changed, clears the change marks, and returns the new resident bytes with the records to write
 /// (`None` is a tombstone). Unchanged segments share their bytes with `previous`.
 pub fn encode_changed(user: &mut User, previous: &UserBytes, commit_no: i64) -> (UserBytes, Records) {
-    encode_changed_in(&mut Vec::with_capacity(1_024), user, previous, commit_no)
+    let mut records = Vec::new();
+    let now = encode_changed_in(&mut Vec::new(), user, previous, commit_no, &mut |segment, value| {
+        records.push((segment, value.cloned()));
+    });
+    (now, records)
 }
 
-/// `encode_changed` with a buffer of the caller's, whose content is lost.
+/// `encode_changed` with a buffer of the caller's, whose content is lost, and each record handed over as it is made.
 pub fn encode_changed_in(
     buffer: &mut Vec<u8>,
     user: &mut User,
     previous: &UserBytes,
     commit_no: i64,
-) -> (UserBytes, Records) {
+    each: &mut dyn FnMut(Segment, Option<&Arc<[u8]>>),
+) -> UserBytes {
     let mut now = encode_parts(buffer, user, previous, commit_no);
     while size(&now) > STATE_BYTES_MAX && shed(user) {
         now = encode_parts(buffer, user, previous, commit_no);
     }
-    let changes = std::mem::take(&mut user.changes);
-    let mut records = Vec::with_capacity(2 + changes.days.len() + changes.dropped.len());
+    let changes = &user.changes;
     let existed = |day: &Day| previous.days.binary_search_by_key(day, |d| d.0).is_ok();
     for day in changes.dropped.iter().filter(|d| existed(d) && user.day(**d).is_none()) {
-        records.push((Segment::Day(*day), None));
+        each(Segment::Day(*day), None);
     }
     for day in &changes.days {
         if let Ok(n) = now.days.binary_search_by_key(day, |d| d.0) {
-            records.push((Segment::Day(*day), Some(now.days[n].1.clone())));
+            each(Segment::Day(*day), Some(&now.days[n].1));
         }
     }
     if changes.seen && (now.seen.is_some() || previous.seen.is_some()) {
-        records.push((Segment::Seen, now.seen.clone()));
+        each(Segment::Seen, now.seen.as_ref());
     }
     if changes.head && (now.head.is_some() || previous.head.is_some()) {
-        records.push((Segment::Head, now.head.clone()));
+        each(Segment::Head, now.head.as_ref());
     }
-    (now, records)
+    user.changes.clear();
+    now
 }
 
 /// The user's resident bytes with the changed parts made anew. An empty head or seen has no bytes: a tombstone.
 fn encode_parts(buffer: &mut Vec<u8>, user: &User, previous: &UserBytes, commit_no: i64) -> UserBytes {
-    let mut make = |write: &mut dyn FnMut(&mut Writer<'_>)| -> Arc<[u8]> {
-        buffer.clear();
-        let mut w = Writer(buffer);
-        w.u8(FORMAT);
-        w.i64(commit_no);
-        write(&mut w);
-        Arc::from(buffer.as_slice())
-    };
     let head = match user.changes.head {
         true if user.head == Head::default() => None,
-        true => Some(make(&mut |w| parts::write_head(w, &user.head))),
+        true => Some(value(buffer, commit_no, |w| parts::write_head(w, &user.head))),
         false => previous.head.clone(),
     };
     let seen = match user.changes.seen {
         true if user.seen == Seen::default() => None,
-        true => Some(make(&mut |w| parts::write_seen(w, &user.seen))),
+        true => Some(value(buffer, commit_no, |w| parts::write_seen(w, &user.seen))),
         false => previous.seen.clone(),
     };
-    let mut days = Vec::with_capacity(user.days.len());
-    for segment in &user.days {
+    let day = |segment: &DaySegment| {
         let changed = user.changes.days.binary_search(&segment.day).is_ok();
         let old = previous.days.binary_search_by_key(&segment.day, |d| d.0).ok().filter(|_| !changed);
-        let bytes = match old {
-            Some(n) => previous.days[n].1.clone(),
-            None => make(&mut |w| parts::write_day(w, segment)),
-        };
-        days.push((segment.day, bytes));
-    }
-    UserBytes { head, seen, days }
+        match old {
+            Some(n) => previous.days[n].clone(),
+            None => (segment.day, value(buffer, commit_no, |w| parts::write_day(w, segment))),
+        }
+    };
+    UserBytes { head, seen, days: user.days.iter().map(day).collect() }
+}
+
+/// One value, in memory of its own.
+fn value(buffer: &mut Vec<u8>, commit_no: i64, write: impl FnOnce(&mut Writer<'_>)) -> Arc<[u8]> {
+    buffer.clear();
+    let mut w = Writer(buffer);
+    w.u8(FORMAT);
+    w.i64(commit_no);
+    write(&mut w);
+    Arc::from(buffer.as_slice())
 }
 
 fn size(bytes: &UserBytes) -> usize {

@@ -42,7 +42,7 @@ pub fn write_head(w: &mut Writer<'_>, head: &Head) {
     w.i64(*seq);
     w.fixed(chain);
     w.option(first_day.map(|d| d.0.into()));
-    w.i64(last_signal_at.0);
+    w.long(last_signal_at.0);
     w.u8(u8::from(directory.is_some()));
     if let Some(directory) = directory {
         write_directory(w, directory);
@@ -69,7 +69,7 @@ pub fn read_head(r: &mut Reader<'_>) -> Result<Head, Error> {
         seq: r.i64()?,
         chain: r.fixed()?,
         first_day: read_day_option(r)?,
-        last_signal_at: Timestamp(r.i64()?),
+        last_signal_at: Timestamp(r.long()?),
         directory: if r.u8()? == 0 { None } else { Some(read_directory(r)?) },
         published: read_published(r)?,
         alerts: list(r, read_alert)?,
@@ -112,32 +112,33 @@ fn write_published(w: &mut Writer<'_>, published: &Published) {
         next_level,
     } = published;
     w.i64(*score_milli);
-    w.i64(level_changed_at.0);
-    for level in [level, previous_level, enforcement, previous_enforcement, next_level] {
-        w.u8(*level as u8);
+    let levels = [level, previous_level, enforcement, previous_enforcement, next_level].map(|level| *level as u8);
+    w.fixed(&levels);
+    w.u8(u8::from(below_since.is_some()) | u8::from(next_fall_at.is_some()) << 1);
+    for at in [level_changed_at, as_of, valid_until].into_iter().chain(below_since).chain(next_fall_at) {
+        w.long(at.0);
     }
-    w.option(below_since.map(|t| t.0));
-    w.i64(as_of.0);
-    w.i64(valid_until.0);
-    w.option(next_fall_at.map(|t| t.0));
 }
 
 fn read_published(r: &mut Reader<'_>) -> Result<Published, Error> {
-    let (score_milli, level_changed_at) = (r.i64()?, Timestamp(r.i64()?));
-    let [level, previous_level, enforcement, previous_enforcement, next_level] =
-        [read_level(r)?, read_level(r)?, read_level(r)?, read_level(r)?, read_level(r)?];
+    let score_milli = r.i64()?;
+    let [level, previous_level, enforcement, previous_enforcement, next_level] = r.fixed()?.map(level);
+    let bits = r.u8()?;
+    let (level_changed_at, as_of, valid_until) = (r.long()?, r.long()?, r.long()?);
+    let below_since = if bits & 1 != 0 { Some(Timestamp(r.long()?)) } else { None };
+    let next_fall_at = if bits & 2 != 0 { Some(Timestamp(r.long()?)) } else { None };
     Ok(Published {
         score_milli,
-        level,
-        previous_level,
-        level_changed_at,
-        enforcement,
-        previous_enforcement,
-        below_since: r.option()?.map(Timestamp),
-        as_of: Timestamp(r.i64()?),
-        valid_until: Timestamp(r.i64()?),
-        next_fall_at: r.option()?.map(Timestamp),
-        next_level,
+        level: level?,
+        previous_level: previous_level?,
+        level_changed_at: Timestamp(level_changed_at),
+        enforcement: enforcement?,
+        previous_enforcement: previous_enforcement?,
+        below_since,
+        as_of: Timestamp(as_of),
+        valid_until: Timestamp(valid_until),
+        next_fall_at,
+        next_level: next_level?,
     })
 }
 
@@ -270,55 +271,74 @@ pub fn write_day(w: &mut Writer<'_>, segment: &DaySegment) {
     }
 }
 
-/// Reads a day.
-pub fn read_day(r: &mut Reader<'_>) -> Result<DaySegment, Error> {
-    let day = Day(r.i32()?);
+/// Reads a day in place of what a segment held, into the same memory.
+pub fn read_day(r: &mut Reader<'_>, segment: &mut DaySegment) -> Result<(), Error> {
+    let DaySegment { day, insights, signals, hours } = segment;
+    *day = Day(r.i32()?);
     let start = day.start().0;
-    Ok(DaySegment {
-        day,
-        insights: list(r, |r| read_insight(r, start))?,
-        signals: list(r, |r| read_signal(r, start))?,
-        hours: short(r, |r| {
-            let hour = r.u8()?;
-            if hour > 23 {
-                return Err(Error::Damaged { what: "hour" });
-            }
-            Ok((hour, r.u32()?))
-        })?,
-    })
+    refill(r, insights, |r| read_insight(r, start))?;
+    refill(r, signals, |r| read_signal(r, start))?;
+    *hours = short(r, |r| Ok((hour(r.u8()?)?, r.u32()?)))?;
+    Ok(())
 }
+
+fn hour(number: u8) -> Result<u8, Error> {
+    if number < 24 { Ok(number) } else { Err(Error::Damaged { what: "hour" }) }
+}
+
+/// A time next to the day it belongs to takes four bytes.
+fn near(at: Timestamp, start: i64) -> Option<i32> {
+    i32::try_from(at.0.wrapping_sub(start)).ok()
+}
+
+/// An insight: flags (`FAR`), how many names, code, hours and time; then counters; then the names.
+const INSIGHT_BYTES: usize = 12;
 
 fn write_insight(w: &mut Writer<'_>, insight: &Insight, start: i64) {
     let Insight { code, revision, count, magnitude_milli, bytes, hours, last_at, destinations, devices } = insight;
-    w.u64((*code).into());
+    let last = near(*last_at, start);
+    let mut fixed = [0; INSIGHT_BYTES];
+    fixed[0] = if last.is_none() { FAR } else { 0 };
+    fixed[1] = (destinations.len() | devices.len() << 4) as u8;
+    fixed[2..4].copy_from_slice(&code.to_le_bytes());
+    fixed[4..8].copy_from_slice(&hours.to_le_bytes());
+    fixed[8..12].copy_from_slice(&last.unwrap_or(0).to_le_bytes());
+    w.fixed(&fixed);
+    if last.is_none() {
+        w.long(last_at.0);
+    }
     w.u64((*revision).into());
     w.u64((*count).into());
     w.u64(*magnitude_milli);
     w.u64(*bytes);
-    w.u64((*hours).into());
-    w.i64(last_at.0 - start);
-    for list in [destinations, devices] {
-        w.u64(list.len() as u64);
-        for (hash, count) in list {
-            w.fixed(&hash.to_le_bytes());
-            w.u64((*count).into());
-        }
+    for (hash, count) in destinations.iter().chain(devices) {
+        w.fixed(&hash.to_le_bytes());
+        w.u64((*count).into());
     }
 }
 
 fn read_insight(r: &mut Reader<'_>, start: i64) -> Result<Insight, Error> {
-    let named = |r: &mut Reader<'_>| Ok((u32::from_le_bytes(r.fixed()?), r.u32()?));
-    Ok(Insight {
-        code: r.u16()?,
+    let [flags, names, c0, c1, h0, h1, h2, h3, t0, t1, t2, t3]: [u8; INSIGHT_BYTES] = r.fixed()?;
+    let last_at = match flags & FAR != 0 {
+        true => r.long()?,
+        false => start.wrapping_add(i32::from_le_bytes([t0, t1, t2, t3]).into()),
+    };
+    let mut insight = Insight {
+        code: u16::from_le_bytes([c0, c1]),
+        hours: u32::from_le_bytes([h0, h1, h2, h3]),
+        last_at: Timestamp(last_at),
         revision: r.u32()?,
         count: r.u32()?,
         magnitude_milli: r.u64()?,
         bytes: r.u64()?,
-        hours: r.u32()?,
-        last_at: Timestamp(start.wrapping_add(r.i64()?)),
-        destinations: short(r, named)?,
-        devices: short(r, named)?,
-    })
+        ..Insight::default()
+    };
+    for (list, length) in [(&mut insight.destinations, names & 15), (&mut insight.devices, names >> 4)] {
+        for _ in 0..length {
+            list.push((u32::from_le_bytes(r.fixed()?), r.u32()?));
+        }
+    }
+    Ok(insight)
 }
 
 const HAS_ACTIVITY: u8 = 1;
@@ -327,6 +347,13 @@ const HAS_DEVICE: u8 = 4;
 const HAS_BYTES: u8 = 8;
 const HAS_REVISION: u8 = 16;
 const RETRACTED: u8 = 32;
+/// The time does not fit four bytes: it follows whole.
+const FAR: u8 = 64;
+/// The count is not one: it follows.
+const MANY: u8 = 128;
+
+/// A signal: id, flags, hour, code, factor and time; then what its flags name, in their order.
+const SIGNAL_BYTES: usize = 18;
 
 fn write_signal(w: &mut Writer<'_>, entry: &SignalEntry, start: i64) {
     let SignalEntry {
@@ -343,19 +370,23 @@ fn write_signal(w: &mut Writer<'_>, entry: &SignalEntry, start: i64) {
         revised_at,
         retracted,
     } = entry;
+    let close = near(*at, start);
     let flag = |bit: u8, set: bool| if set { bit } else { 0 };
-    w.fixed(&id.to_le_bytes());
-    w.u8(flag(HAS_ACTIVITY, *activity != 0)
+    let mut fixed = [0; SIGNAL_BYTES];
+    fixed[..8].copy_from_slice(&id.to_le_bytes());
+    fixed[8] = flag(HAS_ACTIVITY, *activity != 0)
         | flag(HAS_DESTINATION, *destination != 0)
         | flag(HAS_DEVICE, *device != 0)
         | flag(HAS_BYTES, *bytes != 0)
         | flag(HAS_REVISION, revised_at.0 != 0)
-        | flag(RETRACTED, *retracted));
-    w.u64((*code).into());
-    w.u64((*factor_milli).into());
-    w.u64((*count).into());
-    w.u8(*hour);
-    w.i64(at.0 - start);
+        | flag(RETRACTED, *retracted)
+        | flag(FAR, close.is_none())
+        | flag(MANY, *count != 1);
+    fixed[9] = *hour;
+    fixed[10..12].copy_from_slice(&code.to_le_bytes());
+    fixed[12..14].copy_from_slice(&factor_milli.to_le_bytes());
+    fixed[14..].copy_from_slice(&close.unwrap_or(0).to_le_bytes());
+    w.fixed(&fixed);
     if *activity != 0 {
         w.fixed(&activity.to_le_bytes());
     }
@@ -369,27 +400,31 @@ fn write_signal(w: &mut Writer<'_>, entry: &SignalEntry, start: i64) {
         w.u64(*bytes);
     }
     if revised_at.0 != 0 {
-        w.i64(revised_at.0);
+        w.long(revised_at.0);
+    }
+    if close.is_none() {
+        w.long(at.0);
+    }
+    if *count != 1 {
+        w.u64((*count).into());
     }
 }
 
+#[inline]
 fn read_signal(r: &mut Reader<'_>, start: i64) -> Result<SignalEntry, Error> {
     let id = u64::from_le_bytes(r.fixed()?);
-    let bits = r.u8()?;
+    let [bits, hours, c0, c1, f0, f1, t0, t1, t2, t3]: [u8; SIGNAL_BYTES - 8] = r.fixed()?;
     let has = |bit: u8| bits & bit != 0;
     let mut entry = SignalEntry {
         id,
-        code: r.u16()?,
-        factor_milli: r.u16()?,
-        count: r.u32()?,
-        hour: r.u8()?,
-        at: Timestamp(start.wrapping_add(r.i64()?)),
+        code: u16::from_le_bytes([c0, c1]),
+        factor_milli: u16::from_le_bytes([f0, f1]),
+        count: 1,
+        hour: hour(hours)?,
+        at: Timestamp(start.wrapping_add(i32::from_le_bytes([t0, t1, t2, t3]).into())),
         retracted: has(RETRACTED),
         ..SignalEntry::default()
     };
-    if entry.hour > 23 {
-        return Err(Error::Damaged { what: "hour" });
-    }
     if has(HAS_ACTIVITY) {
         entry.activity = u64::from_le_bytes(r.fixed()?);
     }
@@ -403,7 +438,13 @@ fn read_signal(r: &mut Reader<'_>, start: i64) -> Result<SignalEntry, Error> {
         entry.bytes = r.u64()?;
     }
     if has(HAS_REVISION) {
-        entry.revised_at = Timestamp(r.i64()?);
+        entry.revised_at = Timestamp(r.long()?);
+    }
+    if has(FAR) {
+        entry.at = Timestamp(r.long()?);
+    }
+    if has(MANY) {
+        entry.count = r.u32()?;
     }
     Ok(entry)
 }
@@ -418,7 +459,11 @@ fn read_day_option(r: &mut Reader<'_>) -> Result<Option<Day>, Error> {
 }
 
 fn read_level(r: &mut Reader<'_>) -> Result<Level, Error> {
-    Level::ALL.get(usize::from(r.u8()?)).copied().ok_or(Error::Damaged { what: "level" })
+    level(r.u8()?)
+}
+
+fn level(number: u8) -> Result<Level, Error> {
+    Level::ALL.get(usize::from(number)).copied().ok_or(Error::Damaged { what: "level" })
 }
 
 fn list<'a, T>(r: &mut Reader<'a>, mut one: impl FnMut(&mut Reader<'a>) -> Result<T, Error>) -> Result<Vec<T>, Error> {
@@ -428,6 +473,22 @@ fn list<'a, T>(r: &mut Reader<'a>, mut one: impl FnMut(&mut Reader<'a>) -> Resul
         items.push(one(r)?);
     }
     Ok(items)
+}
+
+/// A list in place of another, in the same memory.
+fn refill<'a, T>(
+    r: &mut Reader<'a>,
+    items: &mut Vec<T>,
+    mut one: impl FnMut(&mut Reader<'a>) -> Result<T, Error>,
+) -> Result<(), Error> {
+    let length = r.length()?;
+    items.clear();
+    // One more: what a touched user gets next.
+    items.reserve(length + 1);
+    for _ in 0..length {
+        items.push(one(r)?);
+    }
+    Ok(())
 }
 
 /// A list that usually stays off the heap.

@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
 use super::ledger::{Row, Tally};
 use super::outputs::{Outputs, Publisher, RecordId};
@@ -40,6 +40,20 @@ pub struct Tools<'a> {
     pub encoder: &'a mut Encoder,
     pub decoder: &'a mut Decoder,
     pub policies: &'a mut dyn PolicySource,
+    pub scratch: &'a mut Scratch,
+}
+
+/// Memory that is used again by the next batch. Nothing in it outlives one.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Decoded users, each in the place of its `Touched`; those beyond are spare.
+    users: Vec<User>,
+    /// The origin header of the current record.
+    origin: Vec<u8>,
+    /// Segments are encoded here.
+    segment: Vec<u8>,
+    /// Keys of segments are written here.
+    key: Vec<u8>,
 }
 
 /// Why a user key is refused.
@@ -94,12 +108,12 @@ enum Abandon {
     Error(FoldError),
 }
 
-/// Users for whom room is made at the start of a batch.
+/// Users for whom room is made at the start of a batch, and whose memory is kept at its end.
 const TOUCHED_AT_ONCE: usize = 4_096;
 
 struct Touched<'f> {
     key: Arc<str>,
-    user: User,
+    hash: u64,
     previous: &'f UserBytes,
     previous_due: Option<Timestamp>,
     resident: bool,
@@ -147,7 +161,8 @@ struct Fold<'f, 't> {
     out: &'f mut Outputs,
     /// Snapshot each user before each input, because one of them panics.
     careful: bool,
-    index: HashMap<Arc<str>, usize>,
+    /// Places in `touched`, by hash of the user key.
+    index: HashTable<u32>,
     touched: Vec<Touched<'f>>,
     policies: Option<Arc<PolicySet>>,
     switched: bool,
@@ -158,10 +173,6 @@ struct Fold<'f, 't> {
     holds: [Option<Hold>; INPUTS],
     tally: Tally,
     timers: u64,
-    /// The origin header of the current record.
-    buffer: Vec<u8>,
-    /// Segments are encoded here.
-    scratch: Vec<u8>,
 }
 
 /// What the outputs of an input take from its record.
@@ -188,7 +199,7 @@ impl<'f, 't> Fold<'f, 't> {
             tools,
             out,
             careful,
-            index: HashMap::new(),
+            index: HashTable::new(),
             touched: Vec::new(),
             policies: partition.policies().cloned(),
             switched: false,
@@ -198,8 +209,6 @@ impl<'f, 't> Fold<'f, 't> {
             holds: Default::default(),
             tally: Tally::default(),
             timers: 0,
-            buffer: Vec::new(),
-            scratch: Vec::new(),
         }
     }
 
@@ -207,8 +216,9 @@ impl<'f, 't> Fold<'f, 't> {
         if self.frame.epoch.is_none() {
             self.run_timers()?;
         }
-        // Users are large: growing moves them.
-        self.touched.reserve(records.len().min(TOUCHED_AT_ONCE));
+        let room = records.len().min(TOUCHED_AT_ONCE);
+        self.touched.reserve(room);
+        self.index.reserve(room, |_| unreachable!("nothing is touched yet"));
         for record in records {
             self.record(&record)?;
         }
@@ -259,7 +269,7 @@ impl<'f, 't> Fold<'f, 't> {
 
     fn due_of(&self, at: usize) -> Option<Timestamp> {
         let policies = self.policies.as_deref()?;
-        next_due(&self.touched[at].user, &self.partition.context(policies, self.frame.now, self.stream_time))
+        next_due(&self.tools.scratch.users[at], &self.partition.context(policies, self.frame.now, self.stream_time))
     }
 
     fn record(&mut self, record: &BatchRecord<'_>) -> Result<(), Abandon> {
@@ -538,44 +548,45 @@ impl<'f, 't> Fold<'f, 't> {
 
     /// The user's place in the overlay, decoded on the first touch of the batch.
     fn touch(&mut self, user_key: &str) -> usize {
-        if let Some(at) = self.index.get(user_key) {
-            return *at;
-        }
         let partition: &'f Partition = self.partition;
-        let known = partition.user(user_key);
+        let hash = partition.hash(user_key);
+        if let Some(at) = self.index.find(hash, |at| *self.touched[*at as usize].key == *user_key) {
+            return *at as usize;
+        }
+        let known = partition.user_at(hash, user_key);
         let (key, previous, due) = match known {
-            Some((key, resident)) => (key.clone(), &resident.bytes, resident.next_due),
+            Some(resident) => (resident.key.clone(), &resident.bytes, resident.next_due),
             None => (Arc::from(user_key), &NOTHING, None),
         };
-        let user = match known {
-            Some(_) => state::decode(previous).expect("resident state was read or written by this process"),
-            None => User::default(),
-        };
-        let limits = user.head.limits;
-        let touched = Touched {
+        let at = self.touched.len();
+        let users = &mut self.tools.scratch.users;
+        if at == users.len() {
+            users.push(User::default());
+        }
+        state::decode_into(previous, &mut users[at]).expect("resident state was read or written by this process");
+        self.touched.push(Touched {
             key,
-            user,
+            hash,
             previous,
             previous_due: due,
             resident: known.is_some(),
             due,
-            limits,
+            limits: users[at].head.limits,
             accepted: false,
             traceparent: Vec::new(),
-        };
-        self.index.insert(touched.key.clone(), self.touched.len());
-        self.touched.push(touched);
-        self.touched.len() - 1
+        });
+        self.index.insert_unique(hash, at as u32, |at| self.touched[*at as usize].hash);
+        at
     }
 
     fn apply_record(&mut self, at: usize, input: Input<'_>, record: &BatchRecord<'_>) -> Result<Outcome, Trouble> {
         let headers = record.headers();
         let origin = Origin::of(&headers, input_name(record.input), record.partition, record.offset);
         let trace = headers::traceparent(&headers);
-        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut buffer = std::mem::take(&mut self.tools.scratch.origin);
         let from = From { origin, header: origin.write(&mut buffer), cause: id_of(record), trace };
         let outcome = self.apply(at, input, Some(&from));
-        self.buffer = buffer;
+        self.tools.scratch.origin = buffer;
         if let (Ok(Outcome::Scored), Some(trace)) = (&outcome, trace) {
             self.touched[at].traceparent.clear();
             self.touched[at].traceparent.extend_from_slice(trace);
@@ -586,13 +597,14 @@ impl<'f, 't> Fold<'f, 't> {
     /// Runs the engine on one input. A panic, or a record too large to write, leaves no trace of the input.
     fn apply(&mut self, at: usize, input: Input<'_>, from: Option<&From<'_>>) -> Result<Outcome, Trouble> {
         let mark = self.out.mark();
-        let saved = self.careful.then(|| (self.touched[at].user.clone(), self.numbers));
-        let Touched { key, user, .. } = &mut self.touched[at];
+        let Tools { encoder, scratch, .. } = &mut *self.tools;
+        let (key, user) = (&self.touched[at].key, &mut scratch.users[at]);
+        let saved = self.careful.then(|| (user.clone(), self.numbers));
         let policies = self.policies.as_deref().expect("nothing is applied without policies");
         let context = self.partition.context(policies, self.frame.now, self.stream_time);
         let mut publisher = Publisher {
             outputs: self.out,
-            encoder: self.tools.encoder,
+            encoder,
             partition: self.partition.number(),
             cause: from.map(|f| f.cause),
             origin: from.map(|f| f.header),
@@ -614,24 +626,26 @@ impl<'f, 't> Fold<'f, 't> {
             Err(_) => "engine.panic",
         };
         let Some((user, numbers)) = saved else { return Err(Trouble::Careful) };
-        self.touched[at].user = user;
+        self.tools.scratch.users[at] = user;
         self.numbers = numbers;
         self.out.truncate(mark);
         Err(Trouble::Dead(trouble))
     }
 
-    /// Publishes the latest values and the changed segments, in the order of user keys; journal and meta come last.
+    /// Publishes the latest values and the changed segments, user by user as they were touched; journal and meta come
+    /// last.
     fn close(mut self) -> Result<Overlay, Abandon> {
         let commit_no = self.partition.meta().commit_no + 1;
         let mut touched = std::mem::take(&mut self.touched);
         let mut changes = Vec::with_capacity(touched.len());
         let mut users = self.partition.meta().users;
-        for n in by_key(&touched) {
-            let resident = touched[n].resident;
-            let Some(change) = self.close_user(&mut touched[n], commit_no)? else { continue };
+        for (at, touched) in touched.drain(..).enumerate() {
+            let resident = touched.resident;
+            let Some(change) = self.close_user(at, touched, commit_no)? else { continue };
             users += i64::from(change.bytes.head.is_some()) - i64::from(resident);
             changes.push(change);
         }
+        self.tools.scratch.users.truncate(TOUCHED_AT_ONCE);
         let meta = self.meta(commit_no, users);
         let dirty = changes.iter().any(|c| c.written);
         let wrote = dirty || self.next != self.partition.positions() || self.frame.epoch.is_some();
@@ -650,62 +664,58 @@ impl<'f, 't> Fold<'f, 't> {
         })
     }
 
-    fn close_user(&mut self, touched: &mut Touched<'f>, commit_no: i64) -> Result<Option<UserChange>, Abandon> {
-        // Freed while it is still in the cache.
-        let mut user = std::mem::take(&mut touched.user);
+    fn close_user(&mut self, at: usize, touched: Touched<'f>, commit_no: i64) -> Result<Option<UserChange>, Abandon> {
+        let number = self.partition.number();
         let policies = self.policies.as_deref().expect("no user is touched without policies");
         let context = self.partition.context(policies, self.frame.now, self.stream_time);
+        let Tools { encoder, scratch, .. } = &mut *self.tools;
+        let user = &mut scratch.users[at];
         let mut publisher = Publisher {
             outputs: self.out,
-            encoder: self.tools.encoder,
-            partition: self.partition.number(),
+            encoder,
+            partition: number,
             cause: None,
             origin: None,
             traceparent: Some(touched.traceparent.as_slice()).filter(|t| !t.is_empty()),
             too_large: false,
         };
-        let (user, key, previous, accepted) = (&mut user, &touched.key, touched.previous, touched.accepted);
-        let scratch = &mut self.scratch;
         let closed = catch_unwind(AssertUnwindSafe(|| {
-            if accepted {
-                finish(user, key, &context, &mut publisher);
+            if touched.accepted {
+                finish(user, &touched.key, &context, &mut publisher);
             }
-            let changed = user.changes != Default::default();
-            let encoded = changed.then(|| state::encode_changed_in(scratch, user, previous, commit_no));
-            (encoded, if changed || accepted { next_due(user, &context) } else { touched.due })
+            let changed = user.changes.is_written();
+            let encoded = changed.then(|| {
+                let (buffer, key) = (&mut scratch.segment, &mut scratch.key);
+                state::encode_changed_in(buffer, user, touched.previous, commit_no, &mut |segment, value| {
+                    key.clear();
+                    state::write_key(&touched.key, segment, key);
+                    publisher.state(key, value);
+                })
+            });
+            (encoded, if changed || touched.accepted { next_due(user, &context) } else { touched.due })
         }));
         let too_large = publisher.too_large;
         let poison = |code| {
             let user_hash = crate::engine::state::hash64(&touched.key);
-            Abandon::Error(FoldError { partition: self.partition.number(), code, user_hash })
+            Abandon::Error(FoldError { partition: number, code, user_hash })
         };
         let (encoded, next_due) = match closed {
             Err(_) => return Err(poison("engine.panic")),
             Ok(_) if too_large => return Err(poison("record.poison")),
             Ok(done) => done,
         };
-        self.tally.observed.state_limits(touched.limits, touched.user.head.limits);
+        self.tally.observed.state_limits(touched.limits, user.head.limits);
         let written = encoded.is_some();
-        let (bytes, segments) = encoded.unwrap_or_else(|| (touched.previous.clone(), Vec::new()));
         if !written && (!touched.resident || next_due == touched.previous_due) {
             return Ok(None);
         }
+        let bytes = encoded.unwrap_or_else(|| touched.previous.clone());
         assert!(
             self.partition.holds_user(&touched.key),
-            "INV-8: a user of another partition would be written to partition {}",
-            self.partition.number()
+            "INV-8: a user of another partition would be written to partition {number}"
         );
-        let state_key = &mut self.scratch;
-        for (segment, value) in segments {
-            state_key.clear();
-            state::write_key(&touched.key, segment, state_key);
-            let writer = self.out.record(Topic::UserState, self.partition.number()).key(state_key);
-            if writer.shared(value).finish().is_err() {
-                return Err(poison("record.poison"));
-            }
-        }
-        let previous_due = touched.previous_due;
-        Ok(Some(UserChange { key: touched.key.clone(), bytes, previous_due, next_due, written }))
+        let Touched { key, hash, previous_due, .. } = touched;
+        Ok(Some(UserChange { key, hash, bytes, previous_due, next_due, written }))
     }
 
     fn meta(&self, commit_no: i64, users: i64) -> Journal {
@@ -761,20 +771,6 @@ struct Answer {
     code: &'static str,
     message: &'static str,
     hint: Option<&'static str>,
-}
-
-/// The places of users in the order of their keys. Compares their beginnings first: the rest lies elsewhere.
-fn by_key(touched: &[Touched<'_>]) -> impl Iterator<Item = usize> + use<> {
-    let beginning = |key: &str| {
-        let mut bytes = [0; 8];
-        let length = key.len().min(8);
-        bytes[..length].copy_from_slice(&key.as_bytes()[..length]);
-        u64::from_be_bytes(bytes)
-    };
-    let mut order: Vec<(u64, u32)> = (0..).zip(touched).map(|(n, t)| (beginning(&t.key), n)).collect();
-    let key = |n: u32| &touched[n as usize].key;
-    order.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| key(a.1).cmp(key(b.1))));
-    order.into_iter().map(|(_, n)| n as usize)
 }
 
 fn id_of(record: &BatchRecord<'_>) -> RecordId {

@@ -294,6 +294,13 @@ impl Publisher<'_> {
         self.note(written);
     }
 
+    /// A segment of the user's state, or a tombstone.
+    pub fn state(&mut self, key: &[u8], value: Option<&Arc<[u8]>>) {
+        let writer = self.outputs.record(Topic::UserState, self.partition).key(key);
+        let written = writer.shared(value.cloned()).finish();
+        self.note(written);
+    }
+
     fn note(&mut self, written: Result<(), EncodeError>) {
         match written {
             Ok(()) => {}
