@@ -442,7 +442,7 @@ mod tests {
             (
                 "newer meta",
                 |f| {
-                    f.changelog = read(Some(Journal { format: 2, ..meta([5, 0, 2, 70]) }), 2);
+                    f.changelog = read(Some(Journal { format: 9, ..meta([5, 0, 2, 70]) }), 2);
                 },
                 "halt state.format",
                 "halt state.format",

@@ -1,5 +1,6 @@
 //! A user's state as bytes: the values of `user-state`. Each value begins with the format number and the commit that
-//! wrote it, so that the newer of two copies can be told.
+//! wrote it, so that the newer of two copies can be told. The newest day lies with the head, because both change with
+//! every signal; it gets a record of its own when another day comes after it.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use super::bytes::{Reader, Writer, push_number};
 use super::state_parts as parts;
 use crate::domain::Day;
 use crate::engine::User;
-use crate::engine::state::{DaySegment, Head, LIMIT_BYTES, STATE_BYTES_MAX, Seen};
+use crate::engine::state::{Changes, DaySegment, Head, LIMIT_BYTES, STATE_BYTES_MAX, Seen};
 
 /// Format number of every value written.
 pub const FORMAT: u8 = 2;
@@ -15,9 +16,10 @@ pub const FORMAT: u8 = 2;
 /// A user as resident bytes, shared with the writer of the copy. Values are exactly those of the topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserBytes {
+    /// With the newest day.
     pub head: Option<Arc<[u8]>>,
     pub seen: Option<Arc<[u8]>>,
-    /// Ascending by day.
+    /// The days before the newest, ascending.
     pub days: Vec<(Day, Arc<[u8]>)>,
 }
 
@@ -88,27 +90,47 @@ pub fn decode(bytes: &UserBytes) -> Result<User, Error> {
 
 /// `decode` in place of another user, into the same memory.
 pub fn decode_into(bytes: &UserBytes, user: &mut User) -> Result<(), Error> {
-    user.head = bytes.head.as_deref().map_or(Ok(Head::default()), decode_head)?;
-    user.seen = bytes.seen.as_deref().map_or(Ok(Seen::default()), |seen| body(seen, parts::read_seen))?;
     user.changes.clear();
-    user.days.truncate(bytes.days.len());
-    let mut before = None;
+    user.seen = bytes.seen.as_deref().map_or(Ok(Seen::default()), |seen| body(seen, parts::read_seen))?;
     for (n, (day, value)) in bytes.days.iter().enumerate() {
-        if n == user.days.len() {
-            user.days.push(DaySegment::default());
-        }
-        let segment = &mut user.days[n];
+        let segment = segment(&mut user.days, n);
         body(value, |r| parts::read_day(r, segment))?;
-        if segment.day != *day || before.replace(*day).is_some_and(|before| before >= *day) {
+        if segment.day != *day {
             return Err(Error::Damaged { what: "a day under another day's key" });
         }
     }
-    Ok(())
+    let older = bytes.days.len();
+    let Some(head) = &bytes.head else {
+        user.head = Head::default();
+        user.days.truncate(older);
+        return Ok(());
+    };
+    let newest = body(head, |r| {
+        user.head = parts::read_head(r)?;
+        let newest = r.u8()? != 0;
+        if newest {
+            parts::read_day(r, segment(&mut user.days, older))?;
+        }
+        Ok(newest)
+    })?;
+    user.days.truncate(older + usize::from(newest));
+    match user.days.is_sorted_by(|a, b| a.day < b.day) {
+        true => Ok(()),
+        false => Err(Error::Damaged { what: "days out of order" }),
+    }
+}
+
+/// The segment at a place, made if there is none.
+fn segment(days: &mut Vec<DaySegment>, n: usize) -> &mut DaySegment {
+    if n == days.len() {
+        days.push(DaySegment::default());
+    }
+    &mut days[n]
 }
 
 /// Decodes the head alone.
-pub fn decode_head(value: &[u8]) -> Result<crate::engine::state::Head, Error> {
-    body(value, parts::read_head)
+pub fn decode_head(value: &[u8]) -> Result<Head, Error> {
+    parts::read_head(&mut open(value)?.1)
 }
 
 /// Encodes what changed, clears the change marks, and returns the new resident bytes with the records to write
@@ -134,30 +156,46 @@ pub fn encode_changed_in(
         now = encode_parts(buffer, user, previous, commit_no);
     }
     let changes = &user.changes;
-    let existed = |day: &Day| previous.days.binary_search_by_key(day, |d| d.0).is_ok();
-    for day in changes.dropped.iter().filter(|d| existed(d) && user.day(**d).is_none()) {
+    let older = user.days.len().saturating_sub(1);
+    for (day, _) in previous.days.iter().filter(|(day, _)| now.days.binary_search_by_key(day, |d| d.0).is_err()) {
         each(Segment::Day(*day), None);
     }
-    for day in &changes.days {
-        if let Ok(n) = now.days.binary_search_by_key(day, |d| d.0) {
-            each(Segment::Day(*day), Some(&now.days[n].1));
+    for (n, segment) in user.days[..older].iter().enumerate() {
+        let (day, value) = &now.days[n];
+        let known = || previous.days.binary_search_by_key(day, |d| d.0).is_ok();
+        if changes.days.binary_search(&segment.day).is_ok() || !known() {
+            each(Segment::Day(*day), Some(value));
         }
     }
     if changes.seen && (now.seen.is_some() || previous.seen.is_some()) {
         each(Segment::Seen, now.seen.as_ref());
     }
-    if changes.head && (now.head.is_some() || previous.head.is_some()) {
+    if is_head_written(user) && (now.head.is_some() || previous.head.is_some()) {
         each(Segment::Head, now.head.as_ref());
     }
     user.changes.clear();
     now
 }
 
+/// Whether the head, or the day that lies with it, must be written.
+fn is_head_written(user: &User) -> bool {
+    let Changes { head, days, dropped, .. } = &user.changes;
+    *head || !dropped.is_empty() || user.days.last().is_some_and(|newest| days.binary_search(&newest.day).is_ok())
+}
+
 /// The user's resident bytes with the changed parts made anew. An empty head or seen has no bytes: a tombstone.
 fn encode_parts(buffer: &mut Vec<u8>, user: &User, previous: &UserBytes, commit_no: i64) -> UserBytes {
-    let head = match user.changes.head {
-        true if user.head == Head::default() => None,
-        true => Some(value(buffer, commit_no, |w| parts::write_head(w, &user.head))),
+    let (newest, older) = user.days.split_last().map_or((None, &[][..]), |(newest, older)| (Some(newest), older));
+    let head = match is_head_written(user) {
+        true if user.head == Head::default() => {
+            assert!(newest.is_none(), "a user with a day has a head");
+            None
+        }
+        true => Some(value(buffer, commit_no, |w| {
+            parts::write_head(w, &user.head);
+            w.u8(u8::from(newest.is_some()));
+            newest.into_iter().for_each(|day| parts::write_day(w, day));
+        })),
         false => previous.head.clone(),
     };
     let seen = match user.changes.seen {
@@ -173,7 +211,7 @@ fn encode_parts(buffer: &mut Vec<u8>, user: &User, previous: &UserBytes, commit_
             None => (segment.day, value(buffer, commit_no, |w| parts::write_day(w, segment))),
         }
     };
-    UserBytes { head, seen, days: user.days.iter().map(day).collect() }
+    UserBytes { head, seen, days: older.iter().map(day).collect() }
 }
 
 /// One value, in memory of its own.
@@ -233,12 +271,13 @@ mod tests {
         let (bytes, _) = encode_changed(&mut user, &UserBytes::default(), -3);
         let value = bytes.head.expect("a head was written");
         assert_eq!(commit_no(&value), Ok(-3));
+        let whole = |head: &[u8]| decode(&UserBytes { head: Some(Arc::from(head)), ..UserBytes::default() });
         for end in 0..value.len() {
-            assert!(decode_head(&value[..end]).is_err(), "cut at {end}");
+            assert!(whole(&value[..end]).is_err(), "cut at {end}");
         }
         let mut longer = value.to_vec();
         longer.push(0);
-        assert_eq!(decode_head(&longer), Err(Error::Damaged { what: "trailing bytes" }));
+        assert_eq!(whole(&longer), Err(Error::Damaged { what: "trailing bytes" }));
         longer[0] = 9;
         assert_eq!(decode_head(&longer), Err(Error::Format { found: 9 }));
     }

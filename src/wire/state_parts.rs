@@ -22,6 +22,15 @@ const CHANGES: [Change; 8] = [
     Change::Frozen,
 ];
 
+/// The part of a head that every user has: chain, six times, first day, score, five levels, flags.
+const HEAD_BYTES: usize = 16 + 6 * 8 + 4 + 4 + 5 + 1;
+const HAS_FIRST_DAY: u8 = 1;
+const HAS_BELOW_SINCE: u8 = 2;
+const HAS_NEXT_FALL: u8 = 4;
+const HAS_DIRECTORY: u8 = 8;
+/// Alerts, spent evidence, commands or triggers follow.
+const HAS_LISTS: u8 = 16;
+
 /// Appends a head.
 pub fn write_head(w: &mut Writer<'_>, head: &Head) {
     let Head {
@@ -38,46 +47,109 @@ pub fn write_head(w: &mut Writer<'_>, head: &Head) {
         triggers,
         limits,
     } = head;
+    let Published {
+        score_milli,
+        level,
+        previous_level,
+        level_changed_at,
+        enforcement,
+        previous_enforcement,
+        below_since,
+        as_of,
+        valid_until,
+        next_fall_at,
+        next_level,
+    } = published;
+    let lists = !(alerts.is_empty() && spent.is_empty() && commands.is_empty() && triggers.is_empty());
+    let flag = |bit: u8, set: bool| if set { bit } else { 0 };
+    let mut fixed = [0; HEAD_BYTES];
+    fixed[..16].copy_from_slice(chain);
+    let times = [
+        *last_signal_at,
+        *level_changed_at,
+        *as_of,
+        *valid_until,
+        below_since.unwrap_or_default(),
+        next_fall_at.unwrap_or_default(),
+    ];
+    for (place, at) in fixed[16..64].chunks_exact_mut(8).zip(times) {
+        place.copy_from_slice(&at.0.to_le_bytes());
+    }
+    fixed[64..68].copy_from_slice(&first_day.map_or(0, |day| day.0).to_le_bytes());
+    fixed[68..72].copy_from_slice(&(*score_milli as i32).to_le_bytes());
+    let levels = [level, previous_level, enforcement, previous_enforcement, next_level];
+    fixed[72..77].copy_from_slice(&levels.map(|level| *level as u8));
+    fixed[77] = flag(HAS_FIRST_DAY, first_day.is_some())
+        | flag(HAS_BELOW_SINCE, below_since.is_some())
+        | flag(HAS_NEXT_FALL, next_fall_at.is_some())
+        | flag(HAS_DIRECTORY, directory.is_some())
+        | flag(HAS_LISTS, lists);
+    w.fixed(&fixed);
     w.i64(*user_rev);
     w.i64(*seq);
-    w.fixed(chain);
-    w.option(first_day.map(|d| d.0.into()));
-    w.long(last_signal_at.0);
-    w.u8(u8::from(directory.is_some()));
+    w.u64((*limits).into());
     if let Some(directory) = directory {
         write_directory(w, directory);
     }
-    write_published(w, published);
-    w.u64(alerts.len() as u64);
-    alerts.iter().for_each(|a| write_alert(w, a));
-    w.u64(spent.len() as u64);
-    spent.iter().for_each(|s| write_spent(w, s));
-    for list in [commands, triggers] {
-        w.u64(list.len() as u64);
-        for (hash, at) in list {
-            w.fixed(&hash.to_le_bytes());
-            w.i64(at.0);
+    if lists {
+        w.u64(alerts.len() as u64);
+        alerts.iter().for_each(|a| write_alert(w, a));
+        w.u64(spent.len() as u64);
+        spent.iter().for_each(|s| write_spent(w, s));
+        for list in [commands, triggers] {
+            w.u64(list.len() as u64);
+            for (hash, at) in list {
+                w.fixed(&hash.to_le_bytes());
+                w.i64(at.0);
+            }
         }
     }
-    w.u64((*limits).into());
 }
 
 /// Reads a head.
 pub fn read_head(r: &mut Reader<'_>) -> Result<Head, Error> {
-    Ok(Head {
+    let fixed: [u8; HEAD_BYTES] = r.fixed()?;
+    let time = |n: usize| Timestamp(i64::from_le_bytes(part(&fixed, 16 + 8 * n)));
+    let has = |bit: u8| fixed[77] & bit != 0;
+    let [level, previous_level, enforcement, previous_enforcement, next_level] = part::<5>(&fixed, 72).map(level_of);
+    let mut head = Head {
         user_rev: r.i64()?,
         seq: r.i64()?,
-        chain: r.fixed()?,
-        first_day: read_day_option(r)?,
-        last_signal_at: Timestamp(r.long()?),
-        directory: if r.u8()? == 0 { None } else { Some(read_directory(r)?) },
-        published: read_published(r)?,
-        alerts: list(r, read_alert)?,
-        spent: list(r, read_spent)?,
-        commands: list(r, read_stamped)?,
-        triggers: list(r, read_stamped)?,
         limits: r.u32()?,
-    })
+        chain: part(&fixed, 0),
+        first_day: has(HAS_FIRST_DAY).then(|| Day(i32::from_le_bytes(part(&fixed, 64)))),
+        last_signal_at: time(0),
+        published: Published {
+            score_milli: i32::from_le_bytes(part(&fixed, 68)).into(),
+            level: level?,
+            previous_level: previous_level?,
+            level_changed_at: time(1),
+            enforcement: enforcement?,
+            previous_enforcement: previous_enforcement?,
+            below_since: has(HAS_BELOW_SINCE).then(|| time(4)),
+            as_of: time(2),
+            valid_until: time(3),
+            next_fall_at: has(HAS_NEXT_FALL).then(|| time(5)),
+            next_level: next_level?,
+        },
+        ..Head::default()
+    };
+    if has(HAS_DIRECTORY) {
+        head.directory = Some(read_directory(r)?);
+    }
+    if has(HAS_LISTS) {
+        head.alerts = list(r, read_alert)?;
+        head.spent = list(r, read_spent)?;
+        head.commands = list(r, read_stamped)?;
+        head.triggers = list(r, read_stamped)?;
+    }
+    Ok(head)
+}
+
+/// `N` bytes of a longer array; places are constants.
+#[inline]
+fn part<const N: usize>(bytes: &[u8; HEAD_BYTES], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("N bytes")
 }
 
 fn write_directory(w: &mut Writer<'_>, directory: &Directory) {
@@ -95,51 +167,6 @@ fn read_directory(r: &mut Reader<'_>) -> Result<Directory, Error> {
     let bits = r.u8()?;
     let groups = list(r, |r| Ok(u64::from_le_bytes(r.fixed()?)))?;
     Ok(Directory { version, announced, last_day, high_impact: bits & 1 != 0, service_account: bits & 2 != 0, groups })
-}
-
-fn write_published(w: &mut Writer<'_>, published: &Published) {
-    let Published {
-        score_milli,
-        level,
-        previous_level,
-        level_changed_at,
-        enforcement,
-        previous_enforcement,
-        below_since,
-        as_of,
-        valid_until,
-        next_fall_at,
-        next_level,
-    } = published;
-    w.i64(*score_milli);
-    let levels = [level, previous_level, enforcement, previous_enforcement, next_level].map(|level| *level as u8);
-    w.fixed(&levels);
-    w.u8(u8::from(below_since.is_some()) | u8::from(next_fall_at.is_some()) << 1);
-    for at in [level_changed_at, as_of, valid_until].into_iter().chain(below_since).chain(next_fall_at) {
-        w.long(at.0);
-    }
-}
-
-fn read_published(r: &mut Reader<'_>) -> Result<Published, Error> {
-    let score_milli = r.i64()?;
-    let [level, previous_level, enforcement, previous_enforcement, next_level] = r.fixed()?.map(level);
-    let bits = r.u8()?;
-    let (level_changed_at, as_of, valid_until) = (r.long()?, r.long()?, r.long()?);
-    let below_since = if bits & 1 != 0 { Some(Timestamp(r.long()?)) } else { None };
-    let next_fall_at = if bits & 2 != 0 { Some(Timestamp(r.long()?)) } else { None };
-    Ok(Published {
-        score_milli,
-        level: level?,
-        previous_level: previous_level?,
-        level_changed_at: Timestamp(level_changed_at),
-        enforcement: enforcement?,
-        previous_enforcement: previous_enforcement?,
-        below_since,
-        as_of: Timestamp(as_of),
-        valid_until: Timestamp(valid_until),
-        next_fall_at,
-        next_level: next_level?,
-    })
 }
 
 fn write_alert(w: &mut Writer<'_>, alert: &AlertState) {
@@ -453,16 +480,11 @@ fn read_stamped(r: &mut Reader<'_>) -> Result<(u64, Timestamp), Error> {
     Ok((u64::from_le_bytes(r.fixed()?), Timestamp(r.i64()?)))
 }
 
-fn read_day_option(r: &mut Reader<'_>) -> Result<Option<Day>, Error> {
-    let number = r.option()?;
-    number.map(|n| i32::try_from(n).map(Day).map_err(|_| Error::Damaged { what: "day" })).transpose()
-}
-
 fn read_level(r: &mut Reader<'_>) -> Result<Level, Error> {
-    level(r.u8()?)
+    level_of(r.u8()?)
 }
 
-fn level(number: u8) -> Result<Level, Error> {
+fn level_of(number: u8) -> Result<Level, Error> {
     Level::ALL.get(usize::from(number)).copied().ok_or(Error::Damaged { what: "level" })
 }
 
