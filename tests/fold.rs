@@ -153,8 +153,10 @@ proptest! {
             let hour = driver.stream_time.hour();
             let kept = driver.user.changes.known.clone().take(&driver.policies, hour);
             prop_assert!(kept.is_some() || !accepted, "an accepted signal leaves terms behind");
-            if let Some(terms) = kept {
-                prop_assert_eq!(terms, Curve::new(&driver.user, &driver.policies.catalogue, hour).terms);
+            if let Some((terms, whole)) = kept {
+                let curve = Curve::new(&driver.user, &driver.policies.catalogue, hour);
+                prop_assert_eq!(&terms, &curve.terms);
+                prop_assert_eq!(whole, curve.at(hour));
             }
         }
     }

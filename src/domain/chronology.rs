@@ -1,6 +1,7 @@
 //! One entry of a user's timeline: what happened, what it was worth, and what it changed. Entries are numbered
 //! without gaps and chained by hash, so a reader can tell that none is missing or altered.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -85,7 +86,7 @@ pub struct Pivot<'a> {
     pub kind: Text<'a>,
     pub distinct: i64,
     #[serde(borrow)]
-    pub top: Vec<NameCount<'a>>,
+    pub top: Cow<'a, [NameCount<'a>]>,
 }
 
 /// A name and how often it occurred.
@@ -113,7 +114,7 @@ pub struct SignalFacts<'a> {
     #[serde(borrow)]
     pub outcome: Text<'a>,
     #[serde(borrow)]
-    pub resources: Vec<Resource<'a>>,
+    pub resources: Cow<'a, [Resource<'a>]>,
     #[serde(borrow)]
     pub destination: Option<Destination<'a>>,
     /// Each factor by name, in thousandths as text, so that the magnitude can be recomputed.
@@ -121,42 +122,67 @@ pub struct SignalFacts<'a> {
     pub factors: BTreeMap<Text<'a>, Text<'a>>,
 }
 
-/// The chain link of an entry: the first 16 bytes of blake3 over the previous link and the facts of the entry, each
-/// text preceded by its length as a little-endian u32, each number as a little-endian i64.
+/// The chain link of an entry: the first 16 bytes of keyed blake3. Key: the previous link, then `seq` and
+/// `occurred_at` as little-endian i64. Message: the insight's magnitude (i64) and revision (u32), the scores before and
+/// after (u32; what is out of its range as the largest), all little-endian, then user key, event id, kind and indicator, each preceded by its length as a
+/// little-endian u32. What is absent is 0 or empty. Title, headline and level follow from these and are left out.
 pub fn chain_hash(previous: &[u8; 16], entry: &ChronologyEntry<'_>) -> [u8; 16] {
-    let mut bytes: smallvec::SmallVec<[u8; 512]> = smallvec::SmallVec::new();
-    bytes.extend_from_slice(previous);
-    for text in [
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(previous);
+    key[16..24].copy_from_slice(&entry.seq.to_le_bytes());
+    key[24..].copy_from_slice(&entry.envelope.occurred_at.0.to_le_bytes());
+    let texts = [
         entry.envelope.user_key.as_str(),
         entry.envelope.event_id.as_str(),
         entry.kind.as_str(),
         entry.indicator.as_deref().unwrap_or(""),
-        entry.headline.as_str(),
-    ] {
-        bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(text.as_bytes());
-    }
+    ];
+    let length = 20 + texts.iter().map(|text| 4 + text.len()).sum::<usize>();
+    let (mut near, mut far) = ([0; 192], Vec::new());
+    let message = match near.get_mut(..length) {
+        Some(message) => message,
+        None => {
+            far.resize(length, 0);
+            &mut far[..]
+        }
+    };
     let insight = entry.insight.as_ref();
-    for number in [
-        entry.seq,
-        entry.envelope.occurred_at.0,
-        insight.map_or(0, |i| i.revision),
-        insight.map_or(0, |i| i.magnitude_milli),
-        entry.score_before_milli,
-        entry.score_after_milli,
-    ] {
-        bytes.extend_from_slice(&number.to_le_bytes());
+    let short = |number: i64| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
+    message[..8].copy_from_slice(&insight.map_or(0, |i| i.magnitude_milli).to_le_bytes());
+    message[8..12].copy_from_slice(&short(insight.map_or(0, |i| i.revision)));
+    message[12..16].copy_from_slice(&short(entry.score_before_milli));
+    message[16..20].copy_from_slice(&short(entry.score_after_milli));
+    let mut rest = &mut message[20..];
+    for text in texts {
+        let (length, after) = rest.split_at_mut(4);
+        length.copy_from_slice(&(text.len() as u32).to_le_bytes());
+        let (bytes, after) = after.split_at_mut(text.len());
+        bytes.copy_from_slice(text.as_bytes());
+        rest = after;
     }
     let mut link = [0; 16];
-    link.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
+    link.copy_from_slice(&blake3::keyed_hash(&key, message).as_bytes()[..16]);
     link
 }
 
 /// Lower-case hexadecimal of a chain link.
 pub fn link_hex(link: &[u8; 16]) -> String {
-    use std::fmt::Write;
-    link.iter().fold(String::with_capacity(32), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-        text
-    })
+    String::from_utf8_lossy(&link_digits(link)).into_owned()
+}
+
+/// The digits of `link_hex`.
+pub fn link_digits(link: &[u8; 16]) -> [u8; 32] {
+    const PAIRS: [[u8; 2]; 256] = {
+        let (digits, mut pairs, mut n) = (b"0123456789abcdef", [[0; 2]; 256], 0);
+        while n < 256 {
+            pairs[n] = [digits[n >> 4], digits[n & 15]];
+            n += 1;
+        }
+        pairs
+    };
+    let mut text = [0; 32];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(link) {
+        pair.copy_from_slice(&PAIRS[usize::from(*byte)]);
+    }
+    text
 }

@@ -2,7 +2,9 @@
 //! by `policies.rs`; here it is already valid.
 //! Next: `policy.rs`, which indicators count together.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
 
 /// A family of indicators with a cap of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -125,6 +127,7 @@ pub struct Catalogue {
     pub boosters: Boosters,
     /// Source to the first day it was connected; evidence of a young source counts less.
     pub sources_since: BTreeMap<String, super::Day>,
+    oldest_source: Option<super::Day>,
     by_id: HashMap<String, usize>,
 }
 
@@ -139,15 +142,23 @@ impl Catalogue {
         indicators.sort_by_key(|i| i.code);
         assert!(indicators.windows(2).all(|w| w[0].code < w[1].code), "indicator codes are unique");
         let by_id = indicators.iter().enumerate().map(|(n, i)| (i.id.clone(), n)).collect();
-        Catalogue { indicators, factors, boosters, sources_since, by_id }
+        let oldest_source = sources_since.values().min().copied();
+        Catalogue { indicators, factors, boosters, sources_since, oldest_source, by_id }
+    }
+
+    /// The first day on which any source was connected.
+    pub fn oldest_source(&self) -> Option<super::Day> {
+        self.oldest_source
     }
 
     /// The position of an indicator by its id.
+    #[inline]
     pub fn position(&self, id: &str) -> Option<usize> {
         self.by_id.get(id).copied()
     }
 
     /// The position of an indicator by its code.
+    #[inline]
     pub fn position_of_code(&self, code: u16) -> Option<usize> {
         self.indicators.binary_search_by_key(&code, |i| i.code).ok()
     }

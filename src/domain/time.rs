@@ -60,15 +60,31 @@ impl Day {
         if bytes.len() != 10 || bytes[4] != b'-' || bytes[7] != b'-' {
             return None;
         }
-        let number = |range: std::ops::Range<usize>| -> Option<i32> {
-            bytes[range].iter().try_fold(0, |n, b| b.is_ascii_digit().then(|| n * 10 + i32::from(b - b'0')))
-        };
-        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-        if !(2000..=2106).contains(&year) {
+        let mut digits = [0_i32; 8];
+        for (digit, at) in digits.iter_mut().zip([0, 1, 2, 3, 5, 6, 8, 9]) {
+            *digit = i32::from(bytes[at].wrapping_sub(b'0'));
+        }
+        if digits.iter().any(|d| *d > 9) {
             return None;
         }
-        let date = chrono::NaiveDate::from_ymd_opt(year, month as u32, day as u32)?;
-        Some(Day(date.signed_duration_since(chrono::NaiveDate::default()).num_days() as i32))
+        let [y0, y1, y2, y3, m0, m1, d0, d1] = digits;
+        let (year, month, day) = (1_000 * y0 + 100 * y1 + 10 * y2 + y3, 10 * m0 + m1, 10 * d0 + d1);
+        if !(2000..=2106).contains(&year) || !(1..=12).contains(&month) {
+            return None;
+        }
+        let leap = year % 4 == 0 && year != 2100;
+        let days_in_month = match month {
+            2 => 28 + i32::from(leap),
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        };
+        if !(1..=days_in_month).contains(&day) {
+            return None;
+        }
+        // Years that begin in March put the leap day last.
+        let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+        let before = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5;
+        Some(Day(before + day - 1 - 719_468))
     }
 
     /// `YYYY-MM-DD`.
@@ -103,6 +119,13 @@ mod tests {
         {
             assert_eq!(Day::parse(text).map(|d| d.0), day, "{text}");
         }
+        for n in Day::parse("2000-01-01").unwrap().0..=Day::parse("2106-12-31").unwrap().0 {
+            assert_eq!(Day::parse(&Day(n).iso()), Some(Day(n)));
+        }
+        for text in ["2100-02-29", "2025-02-29", "2024-04-31", "2024-00-10", "2024-13-01", "2024-01-00", "2024-0a-01"] {
+            assert_eq!(Day::parse(text), None, "{text}");
+        }
+        assert!(Day::parse("2000-02-29").is_some() && Day::parse("2104-02-29").is_some());
         let day = Day::parse("2026-11-24").unwrap();
         assert_eq!(day.iso(), "2026-11-24");
         assert_eq!(day.end().day_at(0), Day(day.0 + 1));

@@ -1,7 +1,9 @@
 //! What becomes of a signal: refused, known already, or a change of state. Reads the state, changes nothing.
 //! Next: `evolve.rs`.
 
-use super::state::{SIGNALS_PER_DAY_MAX, SignalEntry, User, hash32, hash64, signal_id};
+use smallvec::SmallVec;
+
+use super::state::{SIGNALS_PER_DAY_MAX, SignalEntry, User, activity_hash, hash32, signal_id};
 use super::{Context, DeadCode, evolve::Change, factors};
 use crate::domain::signal::{Op, Signal};
 use crate::domain::time::{DAY_MS, EVENT_TIME_MAX, EVENT_TIME_MIN, HOUR_MS, SECOND_MS};
@@ -41,6 +43,7 @@ pub enum Decision {
 }
 
 /// Judges a signal.
+#[inline]
 pub fn decide(user: &User, signal: &Signal<'_>, ctx: &Context<'_>) -> Decision {
     let checked = match check(signal, ctx) {
         Ok(checked) => checked,
@@ -55,6 +58,7 @@ pub fn decide(user: &User, signal: &Signal<'_>, ctx: &Context<'_>) -> Decision {
     }
 }
 
+#[inline]
 fn fresh(user: &User, mut checked: Checked) -> Decision {
     let (day, entry) = (checked.day, checked.entry);
     if checked.op == Op::Retract {
@@ -83,6 +87,7 @@ fn against(mut checked: Checked, was: Day, known: &SignalEntry) -> Decision {
 }
 
 /// The entry of a signal: first where the signal says its day is, then on every day that remembers signals.
+#[inline]
 fn find(user: &User, day: Day, id: u64) -> Option<(Day, SignalEntry)> {
     let on = |d: &super::state::DaySegment| {
         d.signals.binary_search_by_key(&id, |s| s.id).ok().map(|n| (d.day, d.signals[n]))
@@ -90,6 +95,7 @@ fn find(user: &User, day: Day, id: u64) -> Option<(Day, SignalEntry)> {
     user.day(day).and_then(on).or_else(|| user.days.iter().rev().filter(|d| d.day != day).find_map(on))
 }
 
+#[inline]
 fn check(signal: &Signal<'_>, ctx: &Context<'_>) -> Result<Checked, DeadCode> {
     if signal.user_key.is_empty() {
         return Err(DeadCode::Unattributed);
@@ -123,10 +129,11 @@ fn check(signal: &Signal<'_>, ctx: &Context<'_>) -> Result<Checked, DeadCode> {
     Ok(Checked { op, at, day, position, factors, entry, clamped, full: false })
 }
 
+#[inline]
 fn entry(signal: &Signal<'_>, op: Op, at: Timestamp, zone: i64, code: u16, factor_milli: u16) -> SignalEntry {
     SignalEntry {
         id: signal_id(&signal.source, &signal.source_event_id),
-        activity: signal.activity_key.as_deref().filter(|k| !k.is_empty()).map_or(0, |k| hash64(k).max(1)),
+        activity: signal.activity_key.as_deref().filter(|k| !k.is_empty()).map_or(0, activity_hash),
         code,
         factor_milli,
         count: signal.count as u32,
@@ -144,8 +151,10 @@ fn name_hash(name: &str) -> u32 {
     if name.is_empty() {
         0
     } else if name.bytes().any(|b| b.is_ascii_uppercase()) {
-        hash32(&name.to_ascii_lowercase())
+        let mut lower: SmallVec<[u8; 64]> = SmallVec::from_slice(name.as_bytes());
+        lower.make_ascii_lowercase();
+        hash32(&lower)
     } else {
-        hash32(name)
+        hash32(name.as_bytes())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::state::{Cause, Head};
 use super::{Context, Position, Sink};
-use crate::domain::chronology::{ChronologyEntry, chain_hash};
+use crate::domain::chronology::{ChronologyEntry, chain_hash, link_digits};
 use crate::domain::envelope::{self, Envelope};
 use crate::domain::{Text, Timestamp};
 
@@ -12,135 +12,148 @@ pub struct Emit<'a> {
     pub ctx: &'a Context<'a>,
     pub sink: &'a mut dyn Sink,
     pub cause: Cause,
+    /// Digits of the chain link before the latest entry, and of its own.
+    links: [[u8; 32]; 2],
 }
 
 impl Cause {
-    /// A record at a position; the same record makes the same ids on every replay.
-    pub fn record(kind: &'static str, id: &str, position: Option<&Position<'_>>, origin: &str) -> Cause {
-        let mut base = String::with_capacity(40);
-        let topic_len = position.map_or(0, |p| p.topic.len());
+    /// Makes this the cause of a record at a position; the same record makes the same ids on every replay.
+    pub fn record(&mut self, kind: &'static str, id: &str, position: Option<&Position<'_>>, origin: &str) {
+        self.id.clear();
+        self.id.push_str(id);
+        self.event_id.clear();
         match position {
             Some(p) => {
-                base.push_str(p.topic);
+                self.event_id.push_str(p.topic);
                 for number in [i64::from(p.partition), p.offset] {
-                    base.push(':');
-                    push_number(&mut base, number);
+                    self.event_id.push(':');
+                    push_number(&mut self.event_id, number);
                 }
             }
-            None => base.push_str(kind),
+            None => self.event_id.push_str(kind),
         }
-        Cause {
-            kind,
-            id: id.to_owned(),
-            position: position.map(|p| (p.partition, p.offset)),
-            base,
-            topic_len,
-            index: 0,
-            origin: match origin {
-                "backfill" => "backfill",
-                "test" => "test",
-                _ => "live",
-            },
-        }
+        self.begin(kind, position, origin);
     }
 
-    /// A timer of a user: one kind is due once at one instant.
-    pub fn timer(user_key: &str, kind: &str, due: Timestamp) -> Cause {
-        Cause {
-            kind: "timer",
-            id: kind.to_owned(),
-            position: None,
-            base: format!("timer:{user_key}:{kind}:{}", due.0),
-            topic_len: 0,
-            index: 0,
-            origin: "live",
+    /// Makes this the cause of a timer of a user: one kind is due once at one instant.
+    pub fn timer(&mut self, user_key: &str, kind: &str, due: Timestamp) {
+        self.id.clear();
+        self.id.push_str(kind);
+        self.event_id.clear();
+        for part in ["timer:", user_key, ":", kind, ":"] {
+            self.event_id.push_str(part);
         }
+        push_number(&mut self.event_id, due.0);
+        self.begin("timer", None, "live");
     }
 
-    /// The id of the next record of this input.
-    pub fn next_event_id(&mut self) -> String {
-        let index = self.index;
+    fn begin(&mut self, kind: &'static str, position: Option<&Position<'_>>, origin: &str) {
+        self.kind = kind;
+        self.position = position.map(|p| (p.partition, p.offset));
+        self.topic_len = position.map_or(0, |p| p.topic.len());
+        self.base_len = self.event_id.len();
+        self.index = 0;
+        self.origin = match origin {
+            "backfill" => "backfill",
+            "test" => "test",
+            _ => "live",
+        };
+    }
+
+    /// Names nothing any more; keeps the memory.
+    pub fn clear(&mut self) {
+        self.id.clear();
+        self.event_id.clear();
+        (self.kind, self.position, self.index) = ("", None, 0);
+    }
+
+    /// What the ids of this input's records begin with.
+    pub fn base(&self) -> &str {
+        &self.event_id[..self.base_len]
+    }
+
+    /// Goes on to the next record of this input.
+    pub fn advance(&mut self) {
+        self.event_id.truncate(self.base_len);
+        if self.index > 0 || self.position.is_some() {
+            self.event_id.push(':');
+            push_number(&mut self.event_id, self.index);
+        }
         self.index += 1;
-        let mut id = String::with_capacity(self.base.len() + 3);
-        id.push_str(&self.base);
-        if index > 0 || self.position.is_some() {
-            id.push(':');
-            push_number(&mut id, index);
-        }
-        id
     }
 
-    /// The envelope of a record of this input.
+    /// The envelope of the record that `advance` went on to.
+    #[inline]
     pub fn envelope<'e>(
         &'e self,
         user_key: &'e str,
-        event_id: &'e str,
         user_rev: i64,
         at: Timestamp,
         ctx: &'e Context<'_>,
     ) -> Envelope<'e> {
         Envelope {
-            event_id: Text::from(event_id),
-            user_key: Text::from(user_key),
+            event_id: Text::borrowed(&self.event_id),
+            user_key: Text::borrowed(user_key),
             user_rev,
             step: self.index - 1,
             occurred_at: at,
             recorded_at: ctx.now,
             cause: envelope::Cause {
                 kind: Text::borrowed(self.kind),
-                id: Text::from(self.id.as_str()),
-                topic: self.position.map(|_| Text::from(&self.base[..self.topic_len])),
+                id: Text::borrowed(&self.id),
+                topic: self.position.map(|_| Text::borrowed(&self.event_id[..self.topic_len])),
                 partition: self.position.map(|p| i64::from(p.0)),
                 offset: self.position.map(|p| p.1),
             },
-            policy_set: Text::from(ctx.policies.hash.as_str()),
+            policy_set: Text::borrowed(&ctx.policies.hash),
             origin: Text::borrowed(self.origin),
         }
     }
 }
 
-impl Emit<'_> {
+impl<'a> Emit<'a> {
+    /// Nothing published yet.
+    pub fn new(user_key: &'a str, ctx: &'a Context<'a>, sink: &'a mut dyn Sink, cause: Cause) -> Emit<'a> {
+        Emit { user_key, ctx, sink, cause, links: [[0; 32]; 2] }
+    }
+
     /// Completes an entry and hands it out.
-    pub fn entry(&mut self, head: &mut Head, at: Timestamp, entry: ChronologyEntry<'_>) {
-        let event_id = self.cause.next_event_id();
-        let mut entry: ChronologyEntry<'_> = entry;
+    pub fn entry<'e>(&'e mut self, head: &mut Head, at: Timestamp, mut entry: ChronologyEntry<'e>) {
+        self.cause.advance();
         head.seq += 1;
+        let Emit { user_key, ctx, sink, cause, links: [before, after] } = self;
         entry.seq = head.seq;
-        entry.envelope = self.cause.envelope(self.user_key, &event_id, head.user_rev, at, self.ctx);
-        entry.entry_id = Text::from(event_id.as_str());
-        let (mut before, mut after) = ([0; 32], [0; 32]);
-        entry.prev_hash = Text::from(hex(&head.chain, &mut before));
+        entry.envelope = cause.envelope(user_key, head.user_rev, at, ctx);
+        entry.entry_id = entry.envelope.event_id.clone();
+        *before = link_digits(&head.chain);
+        entry.prev_hash = Text::borrowed(digits(before));
         head.chain = chain_hash(&head.chain, &entry);
-        entry.hash = Text::from(hex(&head.chain, &mut after));
-        self.sink.chronology(&entry);
+        *after = link_digits(&head.chain);
+        entry.hash = Text::borrowed(digits(after));
+        sink.chronology(&entry);
     }
 }
 
 /// Appends a number in decimal; the formatting machinery costs more than the digits.
 pub fn push_number(text: &mut String, number: i64) {
-    let mut digits = [0; 20];
-    let (mut rest, mut at) = (number.unsigned_abs(), digits.len());
-    loop {
+    if let 0..=9 = number {
+        return text.push(char::from(b'0' + number as u8));
+    }
+    let mut buffer = [0; 20];
+    let (mut rest, mut at) = (number.unsigned_abs(), buffer.len());
+    while rest > 0 {
         at -= 1;
-        digits[at] = b'0' + (rest % 10) as u8;
+        buffer[at] = b'0' + (rest % 10) as u8;
         rest /= 10;
-        if rest == 0 {
-            break;
-        }
     }
     if number < 0 {
         text.push('-');
     }
-    text.push_str(std::str::from_utf8(&digits[at..]).expect("digits are text"));
+    text.push_str(digits(&buffer[at..]));
 }
 
-fn hex<'t>(link: &[u8; 16], text: &'t mut [u8; 32]) -> &'t str {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (n, byte) in link.iter().enumerate() {
-        text[2 * n] = DIGITS[usize::from(byte >> 4)];
-        text[2 * n + 1] = DIGITS[usize::from(byte & 15)];
-    }
-    std::str::from_utf8(text).expect("digits are text")
+fn digits(digits: &[u8]) -> &str {
+    std::str::from_utf8(digits).expect("digits are text")
 }
 
 #[cfg(test)]

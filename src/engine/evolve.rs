@@ -43,9 +43,10 @@ pub fn evolve(user: &mut User, change: &Change) {
 }
 
 /// Notes the first sight of a signal's names. Never undone, so that only the set of signals matters.
-/// Says whether anything became known that is not a time.
+/// Says whether insights that are there already may be worth something else now: a name is known for longer, or has
+/// made another be forgotten, or the person is known for longer. Of a new name no insight knows yet.
 pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device: u32) -> bool {
-    let mut changed = false;
+    let (mut changed, mut others) = (false, false);
     for (list, name) in [(&mut user.seen.domains, destination), (&mut user.seen.devices, device)] {
         if name == 0 {
             continue;
@@ -54,12 +55,13 @@ pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device:
             Ok(n) if list[n].1 <= day => {}
             Ok(n) => {
                 list[n].1 = day;
-                changed = true;
+                (changed, others) = (true, true);
             }
             Err(n) => {
                 let full = list.len() == SEEN_MAX;
                 if full {
                     user.head.limits |= LIMIT_SEEN;
+                    others = true;
                 }
                 if n < SEEN_MAX {
                     list.truncate(SEEN_MAX - 1 + usize::from(!full));
@@ -79,7 +81,7 @@ pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device:
         user.head.last_signal_at = at;
         user.changes.head = true;
     }
-    changed || earlier
+    others || (earlier && !user.days.is_empty())
 }
 
 /// Days older than the lateness horizon forget their single signals; days older than `DAYS_KEPT` go altogether.

@@ -1,44 +1,49 @@
 //! f(s): what one signal adds to the magnitude of its insight. Depends on the signal and the catalogue only, never on
 //! what arrived before.
 
-use smallvec::SmallVec;
-
 use crate::domain::indicator::Factors;
 use crate::domain::signal::{Destination, Signal};
 
-/// The factors of a signal that are not 1, by name, and their product.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Names of the factors, in the order they are multiplied.
+const NAMES: [&str; 5] = ["label", "info_types", "unallowed_destination", "blocked", "overridden"];
+
+/// The factors of a signal and their product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
     /// Within [250, 4000], or 0 for an allowed destination.
     pub factor_milli: u16,
-    /// In the order they are multiplied.
-    pub named: SmallVec<[(&'static str, i64); 4]>,
+    /// In the order of `NAMES`; `None` for an allowed destination.
+    each: Option<[i64; 5]>,
+}
+
+impl Applied {
+    /// The factors that are not 1, by name, in the order they are multiplied.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, i64)> {
+        let allowed = self.each.is_none().then_some(("allowed_destination", 0));
+        let each = NAMES.into_iter().zip(self.each.unwrap_or([1_000; 5]));
+        allowed.into_iter().chain(each.filter(|(_, factor)| *factor != 1_000))
+    }
 }
 
 /// Multiplies the factors of a signal, each product rounded down to thousandths.
 pub fn of(signal: &Signal<'_>, factors: &Factors) -> Applied {
-    let mut applied = Applied::default();
     let place = signal.destination.as_ref().filter(|d| has_domain(d)).map(place).filter(|p| !p.is_empty());
     if place.is_some_and(|p| listed(&factors.allowed_destinations, p)) {
-        applied.named.push(("allowed_destination", 0));
-        return applied;
+        return Applied { factor_milli: 0, each: None };
     }
     let unallowed = place.is_some_and(|p| listed(&factors.unallowed_destinations, p));
     let justified = signal.justification.as_deref().is_some_and(|j| !j.trim().is_empty());
     let each = [
-        ("label", label(signal, factors)),
-        ("info_types", info_types(signal, factors)),
-        ("unallowed_destination", if unallowed { factors.unallowed_destination } else { 1_000 }),
-        ("blocked", if signal.outcome == "blocked" { factors.blocked } else { 1_000 }),
-        ("overridden", if signal.outcome == "overridden" && justified { factors.overridden } else { 1_000 }),
+        label(signal, factors),
+        info_types(signal, factors),
+        if unallowed { factors.unallowed_destination } else { 1_000 },
+        if signal.outcome == "blocked" { factors.blocked } else { 1_000 },
+        if signal.outcome == "overridden" && justified { factors.overridden } else { 1_000 },
     ];
-    let mut product = 1_000_i64;
-    for (name, factor) in each.into_iter().filter(|(_, f)| *f != 1_000) {
-        applied.named.push((name, factor));
-        product = product.saturating_mul(factor) / 1_000;
-    }
-    applied.factor_milli = product.clamp(250, 4_000) as u16;
-    applied
+    let times =
+        |product: i64, factor: i64| if factor == 1_000 { product } else { product.saturating_mul(factor) / 1_000 };
+    let product = each.into_iter().fold(1_000, times);
+    Applied { factor_milli: product.clamp(250, 4_000) as u16, each: Some(each) }
 }
 
 /// The largest factor of any label of the signal or of its resources.
@@ -57,6 +62,9 @@ fn label_factor(label: &str, factors: &Factors) -> Option<i64> {
 }
 
 fn info_types(signal: &Signal<'_>, factors: &Factors) -> i64 {
+    if signal.info_types.is_empty() {
+        return 1_000;
+    }
     let confidence: i64 = signal.info_types.iter().map(|t| t.confidence.clamp(0, 1_000)).sum();
     (1_000 + factors.info_type_step * confidence / 1_000).min(factors.info_types_max.max(1_000))
 }

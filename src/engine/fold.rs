@@ -2,7 +2,9 @@
 //! `decide_signal.rs`, on alerts in `alerts.rs`; what a change does to the state in `evolve.rs`; latest values in
 //! `publish.rs`; what happens by itself in `timer.rs`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::mem::take;
 
 use smallvec::SmallVec;
 
@@ -12,12 +14,12 @@ use super::emit::Emit;
 use super::evolve::{self, Change};
 use super::publish::uuid_text;
 use super::score::{Curve, Terms, renew_last_day};
-use super::state::{Cause, Directory as Facts, User, hash64};
+use super::state::{self, Directory as Facts, INSIGHTS_PER_DAY_MAX, SignalEntry, User, hash64};
 use super::{Context, Input, Numbers, Outcome, Position, Sink, headline, timer};
 use crate::domain::chronology::{ChronologyEntry, Insight, NameCount, Pivot, SignalFacts};
 use crate::domain::directory::{Directory, GROUPS_MAX};
 use crate::domain::policy::Trigger;
-use crate::domain::signal::{Destination, Op, RESOURCES_MAX, RawPosition, Resource, Signal};
+use crate::domain::signal::{Destination, Op, RESOURCES_MAX, RawPosition, Signal};
 use crate::domain::time::DAY_MS;
 use crate::domain::{Day, Level, Text, Timestamp};
 
@@ -42,8 +44,9 @@ pub fn apply(
                 Outcome::Duplicate
             }
             Decision::Accept(checked, change) => {
-                let cause = Cause::record("signal", &s.signal_id, position, &s.origin);
-                let mut emit = Emit { user_key, ctx, sink, cause };
+                let mut cause = take(&mut user.changes.cause);
+                cause.record("signal", &s.signal_id, position, &s.origin);
+                let mut emit = Emit::new(user_key, ctx, sink, cause);
                 signal(user, s, &checked, &change, &mut emit, numbers)
             }
         },
@@ -51,8 +54,9 @@ pub fn apply(
             if user.head.directory.as_ref().is_some_and(|d| d.version >= record.version) {
                 return Outcome::Unchanged;
             }
-            let cause = Cause::record("directory", &record.version.to_string(), position, "live");
-            let mut emit = Emit { user_key, ctx, sink, cause };
+            let mut cause = take(&mut user.changes.cause);
+            cause.record("directory", &record.version.to_string(), position, "live");
+            let mut emit = Emit::new(user_key, ctx, sink, cause);
             directory(user, record, &mut emit, numbers)
         }
         Input::Timer { due } => match timer::run(user, user_key, due, ctx, sink) {
@@ -87,12 +91,16 @@ fn measure(curve: &Curve<'_>, score_milli: i64, touched: &[Place], hour: i64) ->
 fn before(user: &mut User, touched: &[Place], emit: &mut Emit<'_>) -> (Measured, Terms) {
     let ctx = emit.ctx;
     let hour = ctx.stream_time.hour();
-    let known = user.changes.known.take(ctx.policies, hour);
-    let curve = match known {
-        Some(terms) => Curve::of(user, &ctx.policies.catalogue, terms),
-        None => Curve::new(user, &ctx.policies.catalogue, hour),
+    let known = user.changes.known.take_terms(ctx.policies, hour);
+    let (curve, score_milli) = match known {
+        Some((terms, score_milli)) => (Curve::of(user, &ctx.policies.catalogue, terms), score_milli),
+        None => {
+            let curve = Curve::new(user, &ctx.policies.catalogue, hour);
+            let score_milli = curve.score_at(hour);
+            (curve, score_milli)
+        }
     };
-    let measured = measure(&curve, curve.score_at(hour), touched, hour);
+    let measured = measure(&curve, score_milli, touched, hour);
     let terms = curve.terms;
     if timer::is_behind(user, measured.score_milli, ctx.stream_time) {
         timer::catch_up(user, emit.user_key, ctx.stream_time, ctx, emit.sink);
@@ -100,7 +108,7 @@ fn before(user: &mut User, touched: &[Place], emit: &mut Emit<'_>) -> (Measured,
     (measured, terms)
 }
 
-/// Says whether a name is new or known for longer, or the person is: then other days may be worth something else.
+/// See `evolve::sight`; a retraction has no names.
 fn sight(user: &mut User, checked: &Checked) -> bool {
     if checked.op == Op::Retract {
         return false;
@@ -110,7 +118,14 @@ fn sight(user: &mut User, checked: &Checked) -> bool {
 }
 
 /// Notes the signal in the state. Terms of before stay of use as long as only the last day changes.
-fn change_state(user: &mut User, checked: &Checked, change: &Change, mut terms: Terms, ctx: &Context<'_>) -> Terms {
+fn change_state(
+    user: &mut User,
+    checked: &Checked,
+    change: &Change,
+    touched: &[Place],
+    mut terms: Terms,
+    ctx: &Context<'_>,
+) -> Terms {
     let hour = ctx.stream_time.hour();
     let (days, last) = (user.days.len(), user.days.last().map(|d| d.day));
     let sighted = sight(user, checked);
@@ -125,7 +140,10 @@ fn change_state(user: &mut User, checked: &Checked, change: &Change, mut terms: 
     if sighted || !only_last {
         return Curve::new(user, &ctx.policies.catalogue, hour).terms;
     }
-    renew_last_day(&mut terms, user, &ctx.policies.catalogue, hour);
+    // A day that holds no more insights may have let another one in.
+    let crowded = user.days.last().is_some_and(|d| d.insights.len() >= INSIGHTS_PER_DAY_MAX);
+    let renewed = |position| crowded || changed.is_some_and(|day| touched.contains(&(day, position)));
+    renew_last_day(&mut terms, user, &ctx.policies.catalogue, hour, renewed);
     terms
 }
 
@@ -142,7 +160,7 @@ fn signal(
     let touched = touched(user, checked, change, ctx);
     let (before, terms) = before(user, &touched, emit);
     let lives = checked.op != Op::Retract;
-    let terms = change_state(user, checked, change, terms, ctx);
+    let terms = change_state(user, checked, change, &touched, terms, ctx);
     user.head.user_rev += 1;
     user.changes.head = true;
     let fired = if lives { fire_dlp(user, signal, checked.at, ctx) } else { Vec::new() };
@@ -169,7 +187,7 @@ fn signal(
     }
     follow_up(user, &notes, before.score_milli, after.score_milli, emit);
     close_input(user, emit);
-    user.changes.known.keep(terms, ctx.policies, hour);
+    user.changes.known.keep(terms, whole, ctx.policies, hour);
     if checked.position.is_none() && lives { Outcome::Unscored } else { Outcome::Scored }
 }
 
@@ -232,7 +250,7 @@ fn evolve_alerts(
             user.head.alerts.iter().any(|a| a.policy == hash && alerts::is_collecting(a))
         });
         if !again {
-            notes.extend(alerts::evolve(user, chosen, &emit.cause.base, emit.ctx, numbers));
+            notes.extend(alerts::evolve(user, chosen, emit.cause.base(), emit.ctx, numbers));
         }
     }
     notes
@@ -254,7 +272,7 @@ fn follow_up(user: &mut User, notes: &[Note], before: i64, after: i64, emit: &mu
 
 /// Leaves behind what `finish` and the next timer start from.
 fn close_input(user: &mut User, emit: &mut Emit<'_>) {
-    user.changes.cause = std::mem::take(&mut emit.cause);
+    user.changes.cause = take(&mut emit.cause);
     user.head.published.as_of = user.head.published.as_of.max(emit.ctx.stream_time);
 }
 
@@ -363,16 +381,25 @@ fn activity_entry(
     let title = indicator.map_or(signal.indicator.as_str(), |i| i.title.as_str());
     let points = after.points_milli.first().copied().unwrap_or(0);
     let alert_ids = notes.iter().filter_map(|note| user.head.alerts.iter().find(|a| a.number == note.number));
+    let (mut words, mut insight_id) = (take(&mut emit.cause.headline), take(&mut emit.cause.insight_id));
+    headline::activity(&mut words, signal, checked.op, title, user, (day, code));
+    let day_text = day_text(signal, checked, day);
+    insight_id.clear();
+    for part in [indicator.map_or("", |i| &i.id), "@", &day_text] {
+        insight_id.push_str(part);
+    }
+    let now = user.day(day).and_then(|d| d.insights.iter().find(|i| i.code == code));
+    let tops = now.map(|now| tops(now, signal, &checked.entry)).unwrap_or_default();
     let entry = ChronologyEntry {
         kind: Text::borrowed(if correction { "correction" } else { "activity" }),
         category: indicator.map(|i| Text::borrowed(i.category.as_str())),
         indicator: Some(indicator.map_or(signal.indicator.reborrow(), |i| Text::from(i.id.as_str()))),
         title: Text::from(title),
-        headline: Text::from(headline::activity(signal, checked.op, title, user, day, code)),
-        day: Some(day_text(signal, checked, day)),
+        headline: Text::borrowed(&words),
+        day: Some(day_text.reborrow()),
         from: checked.at,
         to: checked.at,
-        insight: indicator.map(|i| insight(user, signal, checked, day, (&i.id, code), points)),
+        insight: indicator.map(|_| insight(&insight_id, now, &tops, points)),
         points_delta_milli: points - before.points_milli.first().copied().unwrap_or(0),
         signal: Some(signal_facts(signal, checked)),
         score_before_milli: before.score_milli,
@@ -384,6 +411,7 @@ fn activity_entry(
         ..ChronologyEntry::default()
     };
     emit.entry(&mut user.head, checked.at, entry);
+    (emit.cause.headline, emit.cause.insight_id) = (words, insight_id);
 }
 
 fn day_text<'s>(signal: &'s Signal<'_>, checked: &Checked, day: Day) -> Text<'s> {
@@ -400,26 +428,28 @@ fn flags(checked: &Checked, ctx: &Context<'_>) -> Vec<Text<'static>> {
     named.into_iter().filter(|(_, set)| *set).map(|(name, _)| Text::borrowed(name)).collect()
 }
 
-fn insight<'s>(
-    user: &User,
-    signal: &'s Signal<'_>,
-    checked: &Checked,
-    day: Day,
-    (id, code): (&str, u16),
-    points_milli: i64,
-) -> Insight<'s> {
-    let mut text = String::with_capacity(id.len() + 11);
-    text.push_str(id);
-    text.push('@');
-    text.push_str(&day_text(signal, checked, day));
-    let empty = Insight { id: Text::from(text), points_milli, ..Insight::default() };
-    let now =
-        user.day(day).and_then(|d| d.insights.binary_search_by_key(&code, |i| i.code).ok().map(|n| &d.insights[n]));
-    let Some(now) = now else { return empty };
-    let mut pivots = Vec::new();
+/// The destination and the device of a signal, each with how often its insight knows it.
+type Tops<'s> = [Option<NameCount<'s>>; 2];
+
+fn tops<'s>(now: &state::Insight, signal: &'s Signal<'_>, entry: &SignalEntry) -> Tops<'s> {
+    let top = |names: &[(u32, u32)], own: Option<&'s str>, hash: u32| {
+        let n = names.binary_search_by_key(&hash, |n| n.0).ok()?;
+        Some(NameCount { name: Text::borrowed(own?), count: i64::from(names[n].1) })
+    };
     let place = signal.destination.as_ref().map(super::factors::place);
-    pivots.extend(pivot("destination", &now.destinations, place, checked.entry.destination));
-    pivots.extend(pivot("device", &now.devices, signal.device_id.as_deref(), checked.entry.device));
+    [top(&now.destinations, place, entry.destination), top(&now.devices, signal.device_id.as_deref(), entry.device)]
+}
+
+fn insight<'e>(id: &'e str, now: Option<&state::Insight>, tops: &'e Tops<'e>, points_milli: i64) -> Insight<'e> {
+    let empty = Insight { id: Text::borrowed(id), points_milli, ..Insight::default() };
+    let Some(now) = now else { return empty };
+    let mut pivots = Vec::with_capacity(2);
+    for (kind, names, top) in [("destination", &now.destinations, &tops[0]), ("device", &now.devices, &tops[1])] {
+        if !names.is_empty() {
+            let top = Cow::Borrowed(top.as_slice());
+            pivots.push(Pivot { kind: Text::borrowed(kind), distinct: names.len() as i64, top });
+        }
+    }
     Insight {
         revision: i64::from(now.revision),
         count: i64::from(now.count),
@@ -430,19 +460,9 @@ fn insight<'s>(
     }
 }
 
-/// How many names the insight tells apart, and how often the one of this signal occurred.
-fn pivot<'s>(kind: &'static str, names: &[(u32, u32)], own: Option<&'s str>, hash: u32) -> Option<Pivot<'s>> {
-    if names.is_empty() {
-        return None;
-    }
-    let count = names.binary_search_by_key(&hash, |n| n.0).ok().map(|n| i64::from(names[n].1));
-    let top = own.zip(count).map(|(name, count)| NameCount { name: Text::from(name), count });
-    Some(Pivot { kind: Text::borrowed(kind), distinct: names.len() as i64, top: top.into_iter().collect() })
-}
-
 fn signal_facts<'s>(signal: &'s Signal<'_>, checked: &Checked) -> SignalFacts<'s> {
     let mut factors = BTreeMap::new();
-    for (name, factor) in &checked.factors.named {
+    for (name, factor) in checked.factors.named() {
         factors.insert(Text::borrowed(name), Text::from(factor.to_string()));
     }
     SignalFacts {
@@ -453,25 +473,12 @@ fn signal_facts<'s>(signal: &'s Signal<'_>, checked: &Checked) -> SignalFacts<'s
         raw: signal.raw.as_ref().map(|r| RawPosition { topic: r.topic.reborrow(), ..*r }),
         source_url: signal.source_url.as_ref().map(Text::reborrow),
         outcome: signal.outcome.reborrow(),
-        resources: signal.resources.iter().take(RESOURCES_MAX).map(resource).collect(),
+        resources: Cow::Borrowed(&signal.resources[..signal.resources.len().min(RESOURCES_MAX)]),
         destination: signal.destination.as_ref().map(|d| Destination {
             kind: d.kind.reborrow(),
             value: d.value.reborrow(),
             direction: d.direction.reborrow(),
         }),
         factors,
-    }
-}
-
-fn resource<'s>(resource: &'s Resource<'_>) -> Resource<'s> {
-    let optional = |text: &'s Option<Text<'_>>| text.as_ref().map(Text::reborrow);
-    Resource {
-        id: resource.id.reborrow(),
-        name: optional(&resource.name),
-        path: optional(&resource.path),
-        kind: resource.kind.reborrow(),
-        bytes: resource.bytes,
-        label: optional(&resource.label),
-        sha256: optional(&resource.sha256),
     }
 }

@@ -13,8 +13,9 @@ use crate::domain::{Day, Level};
 pub const HEADLINE_MAX: usize = 140;
 
 /// "Copied to removable media: 14 files, 2.1 GB, to sandisk; first time in 53 days".
-pub fn activity(signal: &Signal<'_>, op: Op, title: &str, user: &User, day: Day, code: u16) -> String {
-    let mut text = String::with_capacity(96);
+/// Written into `text`, which is emptied first.
+pub fn activity(text: &mut String, signal: &Signal<'_>, op: Op, title: &str, user: &User, (day, code): (Day, u16)) {
+    text.clear();
     match op {
         Op::Create => {}
         Op::Revise => text.push_str("Revised: "),
@@ -25,10 +26,10 @@ pub fn activity(signal: &Signal<'_>, op: Op, title: &str, user: &User, day: Day,
         return cut(text);
     }
     text.push_str(": ");
-    amount(&mut text, signal.count, signal.resources.first().map(|r| r.kind.as_str()));
+    amount(text, signal.count, signal.resources.first().map(|r| r.kind.as_str()));
     if let Some(bytes) = signal.bytes.filter(|b| *b > 0) {
         text.push_str(", ");
-        size(&mut text, bytes as u64);
+        size(text, bytes as u64);
     }
     if let Some(destination) = &signal.destination {
         let place = factors::place(destination);
@@ -37,13 +38,15 @@ pub fn activity(signal: &Signal<'_>, op: Op, title: &str, user: &User, day: Day,
             text.push_str(place);
         }
     }
-    since(&mut text, user, day, code);
-    cut(text)
+    since(text, user, day, code);
+    cut(text);
 }
 
 /// "Alert A3-12 opened: Data leaks, high at 72".
 pub fn alert(number: &str, what: &str, policy: &str, severity: Level, score_milli: i64) -> String {
-    cut(format!("Alert {number} {what}: {policy}, {} at {}", severity.as_str(), score_milli / 1_000))
+    let mut text = format!("Alert {number} {what}: {policy}, {} at {}", severity.as_str(), score_milli / 1_000);
+    cut(&mut text);
+    text
 }
 
 /// What made an insight's factors what they are: "first time in 53 days, new destination, confidential".
@@ -115,13 +118,12 @@ fn size(text: &mut String, bytes: u64) {
     text.push_str(unit);
 }
 
-fn cut(mut text: String) -> String {
+fn cut(text: &mut String) {
     if text.len() > HEADLINE_MAX && text.chars().count() > HEADLINE_MAX {
         let end = text.char_indices().nth(HEADLINE_MAX - 1).map_or(text.len(), |(at, _)| at);
         text.truncate(end);
         text.push('…');
     }
-    text
 }
 
 #[cfg(test)]
@@ -139,7 +141,10 @@ mod tests {
 
     #[test]
     fn long_headlines_are_cut_on_a_character() {
-        assert_eq!(cut("ä".repeat(200)).chars().count(), HEADLINE_MAX);
-        assert_eq!(cut("ä".repeat(140)).chars().count(), HEADLINE_MAX);
+        for length in [200, 140] {
+            let mut text = "ä".repeat(length);
+            cut(&mut text);
+            assert_eq!(text.chars().count(), HEADLINE_MAX);
+        }
     }
 }

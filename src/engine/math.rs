@@ -4,6 +4,8 @@
 
 use std::sync::LazyLock;
 
+use smallvec::SmallVec;
+
 /// Steps of both tables per power of two.
 pub const STEPS: usize = 1_024;
 
@@ -89,17 +91,25 @@ pub fn log2_q16(n: u64) -> u64 {
 
 /// Splits `total` in proportion to `parts` so that the pieces add up exactly: floors first, then one each to the
 /// largest remainders, ties to the earlier.
-pub fn largest_remainder(total: i64, parts: &[i64]) -> Vec<i64> {
+pub fn largest_remainder(total: i64, parts: &[i64]) -> SmallVec<[i64; 8]> {
     let sum: i128 = parts.iter().map(|p| i128::from(*p)).sum();
-    if sum == 0 {
-        return vec![0; parts.len()];
+    // Quotient and remainder; wide arithmetic is left to products that need it.
+    let split = |part: &i64| match (total.checked_mul(*part), i64::try_from(sum)) {
+        (_, Ok(0)) => (0, 0),
+        (Some(product), Ok(sum)) => (product / sum, i128::from(product % sum)),
+        _ => {
+            let product = i128::from(total) * i128::from(*part);
+            ((product / sum) as i64, product % sum)
+        }
+    };
+    let mut pieces: SmallVec<[i64; 8]> = parts.iter().map(|p| split(p).0).collect();
+    let missing = total - pieces.iter().sum::<i64>();
+    if sum == 0 || missing == 0 {
+        return pieces;
     }
-    let scaled = |p: &i64| i128::from(total) * i128::from(*p);
-    let mut pieces: Vec<i64> = parts.iter().map(|p| (scaled(p) / sum) as i64).collect();
-    let missing = (total - pieces.iter().sum::<i64>()) as usize;
-    let mut order: Vec<usize> = (0..parts.len()).collect();
-    order.sort_by_key(|n| (-(scaled(&parts[*n]) % sum), *n));
-    for n in order.into_iter().take(missing) {
+    let mut order: SmallVec<[usize; 8]> = (0..parts.len()).collect();
+    order.sort_by_key(|n| (-split(&parts[*n]).1, *n));
+    for n in order.into_iter().take(missing as usize) {
         pieces[n] += 1;
     }
     pieces
@@ -139,8 +149,16 @@ mod tests {
 
     #[test]
     fn pieces_add_up() {
-        assert_eq!(largest_remainder(100, &[1, 1, 1]), [34, 33, 33]);
-        assert_eq!(largest_remainder(7, &[0, 5, 9]), [0, 3, 4][..].to_vec());
-        assert_eq!(largest_remainder(5, &[]), Vec::<i64>::new());
+        let wide = i64::MAX / 2;
+        for (total, parts, pieces) in [
+            (100, &[1, 1, 1][..], &[34, 33, 33][..]),
+            (7, &[0, 5, 9], &[0, 3, 4]),
+            (7, &[0, wide / 9 * 5, wide / 9 * 9], &[0, 3, 4]),
+            (0, &[1, 2], &[0, 0]),
+            (5, &[0, 0], &[0, 0]),
+            (5, &[], &[]),
+        ] {
+            assert_eq!(largest_remainder(total, parts).as_slice(), pieces, "{total} in {parts:?}");
+        }
     }
 }

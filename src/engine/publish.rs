@@ -35,6 +35,8 @@ pub fn finish(user: &mut User, user_key: &str, ctx: &Context<'_>, sink: &mut dyn
             latest(user, user_key, &mut cause, now, ctx, sink);
         }
         changed_alerts(user, user_key, &mut cause, now, ctx, sink);
+        cause.clear();
+        user.changes.cause = cause;
     }
     if gone {
         sink.gone(user_key);
@@ -53,11 +55,14 @@ fn is_gone(user: &User) -> bool {
 
 fn latest(user: &mut User, user_key: &str, cause: &mut Cause, now: Timestamp, ctx: &Context<'_>, sink: &mut dyn Sink) {
     let known = user.changes.known.take(ctx.policies, now.hour());
-    let curve = match known {
-        Some(terms) => Curve::of(user, &ctx.policies.catalogue, terms),
-        None => Curve::new(user, &ctx.policies.catalogue, now.hour()),
+    let (curve, sum) = match known {
+        Some((terms, sum)) => (Curve::of(user, &ctx.policies.catalogue, terms), sum),
+        None => {
+            let curve = Curve::new(user, &ctx.policies.catalogue, now.hour());
+            let sum = curve.at(now.hour());
+            (curve, sum)
+        }
     };
-    let sum = curve.at(now.hour());
     let mut published = user.head.published;
     published.as_of = now;
     let due = settle_enforcement(&mut published, &curve, sum.score_milli, now);
@@ -68,16 +73,16 @@ fn latest(user: &mut User, user_key: &str, cause: &mut Cause, now: Timestamp, ct
     if renew {
         published.valid_until = now.plus_ms(ctx.level_valid_ms);
     }
-    let event_id = cause.next_event_id();
-    let envelope = cause.envelope(user_key, &event_id, user.head.user_rev, now, ctx);
+    cause.advance();
+    let envelope = cause.envelope(user_key, user.head.user_rev, now, ctx);
     sink.score(&RiskScore { envelope, ..score(user, &curve, &sum, &published, &ahead) });
     if renew {
-        let event_id = cause.next_event_id();
-        let envelope = cause.envelope(user_key, &event_id, user.head.user_rev, now, ctx);
+        cause.advance();
+        let envelope = cause.envelope(user_key, user.head.user_rev, now, ctx);
         sink.level(&RiskLevel { envelope, ..level(user, &sum, &published, ctx) });
     }
     let terms = curve.terms;
-    user.changes.known.keep(terms, ctx.policies, now.hour());
+    user.changes.known.keep(terms, sum, ctx.policies, now.hour());
     user.head.published = published;
     user.changes.level = false;
 }
@@ -94,9 +99,9 @@ fn changed_alerts(
     if user.head.alerts.iter().all(|a| a.change == Change::None) {
         return;
     }
-    let known = user.changes.known.take(ctx.policies, now.hour());
+    let known = user.changes.known.take_terms(ctx.policies, now.hour());
     let curve = match known {
-        Some(terms) => Curve::of(user, &ctx.policies.catalogue, terms),
+        Some((terms, _)) => Curve::of(user, &ctx.policies.catalogue, terms),
         None => Curve::new(user, &ctx.policies.catalogue, now.hour()),
     };
     for alert in user.head.alerts.iter().filter(|a| a.change != Change::None) {
@@ -105,8 +110,8 @@ fn changed_alerts(
         if !alerts::is_visible(alert, policy) {
             continue;
         }
-        let event_id = cause.next_event_id();
-        let envelope = cause.envelope(user_key, &event_id, user.head.user_rev, now, ctx);
+        cause.advance();
+        let envelope = cause.envelope(user_key, user.head.user_rev, now, ctx);
         let record = Alert { envelope, ..self::alert(user, &curve, alert, n, now, ctx) };
         sink.alert(&record, policy.is_some_and(|p| p.status == policy::Status::Shadow));
     }
@@ -200,11 +205,9 @@ fn score<'u>(
 pub fn contributions<'u>(curve: &Curve<'u>, sum: &Sum) -> Vec<Contribution<'u>> {
     let base = score_milli(sum.evidence_milli, 1_000);
     let points: smallvec::SmallVec<[i64; 8]> = sum.parts.iter().map(|p| p.points_milli).collect();
-    let shares = largest_remainder(base, &points);
-    let catalogue = curve.catalogue();
     let mut lines: Vec<Contribution<'u>> = Vec::with_capacity(sum.parts.len());
-    for (part, share_milli) in sum.parts.iter().zip(shares) {
-        let indicator = &catalogue.indicators[part.position];
+    for (part, share_milli) in sum.parts.iter().zip(largest_remainder(base, &points)) {
+        let indicator = &curve.catalogue().indicators[part.position];
         let own = curve.terms.iter().filter(|t| t.position == part.position);
         lines.push(Contribution {
             indicator: Text::borrowed(&indicator.id),

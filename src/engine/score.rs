@@ -48,6 +48,8 @@ pub struct Term {
     pub novel_q16: u32,
     pub own_q16: u32,
     pub q_q16: u64,
+    /// Hours outside the person's own on that day, as bits.
+    pub outside: u32,
 }
 
 /// A multiplier and while it holds.
@@ -80,11 +82,14 @@ pub struct Part {
     pub points_milli: i64,
 }
 
+/// What each indicator adds; most users do few things.
+pub type Parts = SmallVec<[Part; 4]>;
+
 /// A score with everything it was made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
     /// Ascending by position.
-    pub parts: SmallVec<[Part; 8]>,
+    pub parts: Parts,
     /// X per category, in the order of `Category::ALL`.
     pub categories: [i64; 7],
     pub evidence_milli: i64,
@@ -113,15 +118,16 @@ pub struct Curve<'a> {
 }
 
 /// Terms of a user, in order of day, then code.
-pub type Terms = SmallVec<[Term; 4]>;
+pub type Terms = Vec<Term>;
 
-/// Terms kept from one question to the next while nothing they depend on changes. No part of the state: it never
-/// makes two users differ.
+/// Terms, and the score they make, kept from one question to the next while nothing they depend on changes. No part
+/// of the state: it never makes two users differ.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
-    /// Hour from which the terms count, and the first bytes of the hash of the policy set they were made by.
+    /// Hour of the score, from which the terms count, and the first bytes of the hash of the policy set.
     of: Option<(i64, [u8; 16])>,
     terms: Terms,
+    whole: Sum,
 }
 
 impl PartialEq for Known {
@@ -133,26 +139,30 @@ impl PartialEq for Known {
 impl Eq for Known {}
 
 impl Known {
-    /// Keeps terms.
-    pub fn keep(&mut self, terms: Terms, policies: &PolicySet, hour: i64) {
+    /// Keeps terms and the score they make at an hour.
+    pub fn keep(&mut self, terms: Terms, whole: Sum, policies: &PolicySet, hour: i64) {
         self.of = beginning(policies).map(|beginning| (hour, beginning));
         self.terms = terms;
+        self.whole = whole;
     }
 
-    /// Hands the terms over, if they are the ones asked for.
-    pub fn take(&mut self, policies: &PolicySet, hour: i64) -> Option<Terms> {
-        let (kept_hour, kept_set) = self.of.take()?;
-        let terms = std::mem::take(&mut self.terms);
-        (kept_hour == hour && beginning(policies) == Some(kept_set)).then_some(terms)
+    /// Hands the terms and the score over, if they are the ones asked for.
+    pub fn take(&mut self, policies: &PolicySet, hour: i64) -> Option<(Terms, Sum)> {
+        let (terms, _) = self.take_terms(policies, hour)?;
+        Some((terms, std::mem::take(&mut self.whole)))
+    }
+
+    /// Hands the terms over with no more of the score than its value.
+    pub fn take_terms(&mut self, policies: &PolicySet, hour: i64) -> Option<(Terms, i64)> {
+        let kept = self.of.take()?;
+        (Some(kept) == beginning(policies).map(|beginning| (hour, beginning)))
+            .then(|| (std::mem::take(&mut self.terms), self.whole.score_milli))
     }
 }
 
 /// Enough of a content hash to tell sets apart; `None` for a set without one.
 fn beginning(policies: &PolicySet) -> Option<[u8; 16]> {
-    let mut beginning = [0; 16];
-    let length = policies.hash.len().min(16);
-    beginning[..length].copy_from_slice(&policies.hash.as_bytes()[..length]);
-    (length > 0).then_some(beginning)
+    policies.hash.as_bytes().first_chunk().copied()
 }
 
 impl<'a> Curve<'a> {
@@ -168,7 +178,7 @@ impl<'a> Curve<'a> {
 
     /// The user's score at an hour, with its parts.
     pub fn at(&self, hour: i64) -> Sum {
-        let mut parts: SmallVec<[Part; 8]> = SmallVec::new();
+        let mut parts = Parts::new();
         for term in &self.terms {
             let indicator = &self.catalogue.indicators[term.position];
             add(&mut parts, term.position, (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32);
@@ -202,7 +212,7 @@ impl<'a> Curve<'a> {
 
     /// A policy's score at an hour: the same formula over its indicators, weights and caps.
     pub fn under(&self, lens: &Lens<'_>, hour: i64) -> Sum {
-        let mut parts: SmallVec<[Part; 8]> = SmallVec::new();
+        let mut parts = Parts::new();
         for term in self.terms.iter().filter(|t| t.day >= lens.since) {
             if counted(lens.policy, term.position).is_none() {
                 continue;
@@ -233,7 +243,8 @@ impl<'a> Curve<'a> {
 
     /// The term of an insight, while it counts.
     pub fn term(&self, day: Day, position: usize) -> Option<&Term> {
-        self.terms.iter().find(|t| t.day == day && t.position == position)
+        let place = self.terms.binary_search_by(|t| (t.day, t.position).cmp(&(day, position)));
+        place.ok().map(|n| &self.terms[n])
     }
 
     /// Evidence of one insight at an hour before any cap, in thousandths of a point.
@@ -314,7 +325,7 @@ impl<'a> Curve<'a> {
         self.boosts.iter().filter(move |b| b.holds(hour))
     }
 
-    fn total(&self, mut parts: SmallVec<[Part; 8]>, hour: i64, terms_of: impl Fn(usize) -> Option<(i64, i64)>) -> Sum {
+    fn total(&self, mut parts: Parts, hour: i64, terms_of: impl Fn(usize) -> Option<(i64, i64)>) -> Sum {
         let mut uncapped = [0_i64; 7];
         for part in &mut parts {
             let (weight, most) = terms_of(part.position).unwrap_or_default();
@@ -339,16 +350,18 @@ impl<'a> Curve<'a> {
     }
 }
 
-fn add(parts: &mut SmallVec<[Part; 8]>, position: usize, sum_q16: u64) {
+#[inline]
+fn add(parts: &mut Parts, position: usize, sum_q16: u64) {
     if sum_q16 == 0 {
         return;
     }
-    match parts.binary_search_by_key(&position, |p| p.position) {
-        Ok(n) => {
+    match parts.iter().position(|p| p.position >= position) {
+        Some(n) if parts[n].position == position => {
             parts[n].sum_q16 += sum_q16;
             parts[n].insights += 1;
         }
-        Err(n) => parts.insert(n, Part { position, insights: 1, sum_q16, capped_milli: 0, points_milli: 0 }),
+        None => parts.push(Part { position, insights: 1, sum_q16, capped_milli: 0, points_milli: 0 }),
+        Some(n) => parts.insert(n, Part { position, insights: 1, sum_q16, capped_milli: 0, points_milli: 0 }),
     }
 }
 
@@ -402,9 +415,16 @@ pub fn evidence_for(score: i64) -> i64 {
     low
 }
 
+/// Whole hours since the end of a day.
+#[inline]
+fn age_hours(day: Day, hour: i64) -> i64 {
+    hour - 24 * (i64::from(day.0) + 1)
+}
+
 /// 2^(−age / half-life) in Q32; age runs in whole hours from the end of the day. 0 when too old to count.
+#[inline]
 pub fn decay_q32(day: Day, indicator: &Indicator, hour: i64) -> u64 {
-    let age = (hour - day.end().hour()).max(0);
+    let age = age_hours(day, hour).max(0);
     let half_life = i64::from(indicator.half_life_days);
     if age > 24 * LOOK_BACK_DAYS.min(HALF_LIVES_KEPT * half_life) {
         return 0;
@@ -514,17 +534,20 @@ struct Past {
 }
 
 /// Sums over the reference window, per catalogue position, moved along with the day.
+#[derive(Default)]
 struct Window {
-    past: SmallVec<[Past; 16]>,
+    past: SmallVec<[Past; 8]>,
     entered: usize,
     left: usize,
-    sums: SmallVec<[(u32, u64); 48]>,
+    /// Empty until something enters.
+    sums: Vec<(u32, u64)>,
 }
 
 impl Window {
-    fn advance(&mut self, day: Day) {
+    fn advance(&mut self, day: Day, positions: usize) {
         while self.past.get(self.entered).is_some_and(|p| p.day.0 < day.0 - REFERENCE_TO_DAYS) {
             let p = self.past[self.entered];
+            self.sums.resize(positions, (0, 0));
             let sum = &mut self.sums[p.position];
             *sum = (sum.0 + u32::from(p.habitual), sum.1 + p.magnitude);
             self.entered += 1;
@@ -539,6 +562,7 @@ impl Window {
 }
 
 /// Hours of the 60 days before a day, moved along with the day.
+#[derive(Default)]
 struct Hours {
     histogram: [u32; 24],
     entered: usize,
@@ -564,14 +588,12 @@ impl Hours {
 
 fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> Terms {
     let mut terms = Terms::new();
-    let mut window = Window { past: SmallVec::new(), entered: 0, left: 0, sums: SmallVec::new() };
-    window.sums.resize(catalogue.indicators.len(), (0, 0));
-    let mut hours = Hours { histogram: [0; 24], entered: 0, left: 0 };
-    let oldest_source = catalogue.sources_since.values().min();
+    let (mut window, mut hours) = (Window::default(), Hours::default());
+    let oldest_source = catalogue.oldest_source();
     for (d, segment) in user.days.iter().enumerate() {
-        let counts = hour - segment.day.end().hour() <= 24 * LOOK_BACK_DAYS;
+        let counts = age_hours(segment.day, hour) <= 24 * LOOK_BACK_DAYS;
         if counts {
-            window.advance(segment.day);
+            window.advance(segment.day, catalogue.indicators.len());
             hours.advance(user, segment.day);
         }
         let outside = if counts { outside_hours(&hours.histogram) } else { 0 };
@@ -584,7 +606,8 @@ fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> Terms {
                 continue;
             }
             let age = oldest_source.map(|since| segment.day.0 - since.0);
-            terms.push(term(user, (d, n), position, m, window.sums[position], outside, age));
+            let sums = window.sums.get(position).copied().unwrap_or_default();
+            terms.push(term(user, (d, n), position, m, sums, outside, age));
         }
     }
     terms
@@ -611,40 +634,76 @@ fn term(
         novel_q16: novel_q16(insight, segment.day, &user.seen, user.head.first_day),
         own_q16: own_q16(insight.hours, outside),
         q_q16: 0,
+        outside,
     };
     term.q_q16 = scale(log_q16(relative(magnitude, reference_milli)), &term);
     term
 }
 
-/// Makes the terms of the user's last day anew. Enough after a change of that day alone: no other day refers to it.
-pub fn renew_last_day(terms: &mut Terms, user: &User, catalogue: &Catalogue, hour: i64) {
-    let Some((segment, before)) = user.days.split_last() else { return };
-    let day = segment.day;
-    while terms.last().is_some_and(|t| t.day == day) {
-        terms.pop();
+/// Makes the terms of the user's last day anew whose positions have `changed`. Enough after a change of these insights
+/// alone: no other day refers to the last, and no insight to another of its day.
+pub fn renew_last_day(
+    terms: &mut Terms,
+    user: &User,
+    catalogue: &Catalogue,
+    hour: i64,
+    changed: impl Fn(usize) -> bool,
+) {
+    let Some(segment) = user.days.last() else { return };
+    let d = user.days.len() - 1;
+    let mut at = terms.iter().rposition(|t| t.day != segment.day).map_or(0, |n| n + 1);
+    if age_hours(segment.day, hour) > 24 * LOOK_BACK_DAYS {
+        return terms.truncate(at);
     }
-    if hour - day.end().hour() > 24 * LOOK_BACK_DAYS {
-        return;
+    for (n, insight) in segment.insights.iter().enumerate() {
+        let Some(position) = catalogue.position_of_code(insight.code) else { continue };
+        while terms.get(at).is_some_and(|t| t.position < position) {
+            terms.remove(at);
+        }
+        let old = terms.get_mut(at).filter(|t| t.position == position);
+        if let Some(old) = old {
+            old.at = (d as u32, n as u32);
+            if changed(position) && !regrow(old, insight, user, catalogue, hour) {
+                terms.remove(at);
+                continue;
+            }
+            at += 1;
+        } else if let Some(new) = last_term(user, n, position, catalogue, hour) {
+            terms.insert(at, new);
+            at += 1;
+        }
+    }
+    terms.truncate(at);
+}
+
+/// Brings a term up to its insight. What it owes to earlier days stays. Says whether it is worth anything.
+fn regrow(term: &mut Term, insight: &Insight, user: &User, catalogue: &Catalogue, hour: i64) -> bool {
+    let indicator = &catalogue.indicators[term.position];
+    let m = magnitude(indicator.measure, insight.count, insight.magnitude_milli, insight.bytes);
+    term.novel_q16 = novel_q16(insight, term.day, &user.seen, user.head.first_day);
+    term.own_q16 = own_q16(insight.hours, term.outside);
+    term.q_q16 = scale(log_q16(relative(m, term.reference_milli)), term);
+    insight.count > 0 && m > 0 && decay_q32(term.day, indicator, hour) > 0
+}
+
+/// The term of an insight of the last day, from the days before.
+fn last_term(user: &User, n: usize, position: usize, catalogue: &Catalogue, hour: i64) -> Option<Term> {
+    let (segment, before) = user.days.split_last()?;
+    let (day, insight, indicator) = (segment.day, &segment.insights[n], &catalogue.indicators[position]);
+    let size = |i: &Insight| magnitude(indicator.measure, i.count, i.magnitude_milli, i.bytes);
+    let m = size(insight);
+    if insight.count == 0 || m == 0 || decay_q32(day, indicator, hour) == 0 {
+        return None;
     }
     let near = &before[before.partition_point(|d| d.day.0 < day.0 - REFERENCE_FROM_DAYS)..];
     let mut histogram = [0; 24];
     near.iter().flat_map(|d| &d.hours).for_each(|(hour, count)| histogram[usize::from(*hour)] += count);
-    let outside = outside_hours(&histogram);
     let reference = &near[..near.partition_point(|d| d.day.0 < day.0 - REFERENCE_TO_DAYS)];
-    let age = catalogue.sources_since.values().min().map(|since| day.0 - since.0);
-    for (n, insight) in segment.insights.iter().enumerate().filter(|(_, i)| i.count > 0) {
-        let Some(position) = catalogue.position_of_code(insight.code) else { continue };
-        let indicator = &catalogue.indicators[position];
-        let size = |i: &Insight| magnitude(indicator.measure, i.count, i.magnitude_milli, i.bytes);
-        let m = size(insight);
-        if m == 0 || decay_q32(day, indicator, hour) == 0 {
-            continue;
-        }
-        let own = |i: &&Insight| i.code == insight.code && i.count > 0;
-        let past = reference.iter().filter_map(|d| d.insights.iter().find(own));
-        let sums = past.fold((0, 0), |(days, sum), i| (days + u32::from(i.magnitude_milli > 0), sum + size(i)));
-        terms.push(term(user, (before.len(), n), position, m, sums, outside, age));
-    }
+    let own = |i: &&Insight| i.code == insight.code && i.count > 0;
+    let past = reference.iter().filter_map(|d| d.insights.iter().find(own));
+    let sums = past.fold((0, 0), |(days, sum), i| (days + u32::from(i.magnitude_milli > 0), sum + size(i)));
+    let age = catalogue.oldest_source().map(|since| day.0 - since.0);
+    Some(term(user, (before.len(), n), position, m, sums, outside_hours(&histogram), age))
 }
 
 /// Every booster that holds at some time, from facts about the person.

@@ -4,6 +4,7 @@
 //! Next: `score.rs`, what it adds up to.
 
 use smallvec::SmallVec;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::score::Known;
 use crate::domain::alert::{Status, Window};
@@ -55,23 +56,36 @@ pub struct Changes {
     pub known: Known,
 }
 
-/// The input that latest values name as their cause. Not part of the state.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The input that latest values name as their cause. Not part of the state. Its texts keep their memory from one
+/// input to the next; see `emit.rs`.
+#[derive(Clone, Debug, Default)]
 pub struct Cause {
-    /// signal, directory or timer.
+    /// signal, directory or timer; empty: nothing was accepted.
     pub kind: &'static str,
     pub id: String,
     /// Partition and offset; `None` for a timer.
     pub position: Option<(i32, i64)>,
-    /// What an event id begins with: `<topic>:<partition>:<offset>`, or a timer's whole id.
-    pub base: String,
-    /// How much of `base` is the topic.
+    /// The id of the latest record of this input: `<topic>:<partition>:<offset>` or a timer's whole id, then the index.
+    pub event_id: String,
+    /// How much of `event_id` is the topic, and how much is the same for all records of the input.
     pub topic_len: usize,
+    pub base_len: usize,
     /// Index of the next record of this input.
     pub index: i64,
     /// live, backfill or test.
     pub origin: &'static str,
+    /// Where an entry's headline and insight id are written.
+    pub headline: String,
+    pub insight_id: String,
 }
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Cause) -> bool {
+        (self.kind, &self.id, self.position, self.index) == (other.kind, &other.id, other.position, other.index)
+    }
+}
+
+impl Eq for Cause {}
 
 /// The small part: counters, what was last published, alerts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,9 +198,9 @@ pub type Names = SmallVec<[(u32, u32); 2]>;
 /// One signal as remembered: enough to take back exactly what it added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SignalEntry {
-    /// First 8 bytes of blake3 over source, NUL, source event id.
+    /// See `signal_id`.
     pub id: u64,
-    /// First 8 bytes of blake3 of the activity key; 0 when there is none.
+    /// XXH3 of the activity key; 0 when there is none.
     pub activity: u64,
     pub code: u16,
     pub factor_milli: u16,
@@ -285,16 +299,20 @@ pub fn hash64(text: &str) -> u64 {
     u64::from_le_bytes(blake3::hash(text.as_bytes()).as_bytes()[..8].try_into().expect("8 bytes"))
 }
 
-/// The lower half of `hash64`, never 0 (0 stands for "none").
-pub fn hash32(text: &str) -> u32 {
-    (hash64(text) as u32).max(1)
+/// The lower half of a name's XXH3, never 0 (0 stands for "none").
+#[inline]
+pub fn hash32(name: &[u8]) -> u32 {
+    (xxh3_64(name) as u32).max(1)
 }
 
-/// The identity of a signal for deduplication.
+/// XXH3 of an activity key, never 0.
+#[inline]
+pub fn activity_hash(key: &str) -> u64 {
+    xxh3_64(key.as_bytes()).max(1)
+}
+
+/// The identity of a signal for deduplication: XXH3 of the source's event id, seeded with XXH3 of the source.
+#[inline]
 pub fn signal_id(source: &str, source_event_id: &str) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(source.as_bytes());
-    hasher.update(&[0]);
-    hasher.update(source_event_id.as_bytes());
-    u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("8 bytes"))
+    xxh3_64_with_seed(source_event_id.as_bytes(), xxh3_64(source.as_bytes()))
 }

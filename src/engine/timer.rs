@@ -3,11 +3,11 @@
 //! timer or the record came first.
 
 use super::alerts;
-use super::emit::Emit;
+use super::emit::{Emit, push_number};
 use super::headline;
 use super::publish::{ENFORCEMENT_HOLD_MS, foresee, settle_enforcement, uuid_text};
 use super::score::{Curve, boosts, hour_at_or_after};
-use super::state::{Cause, Change, DAYS_KEPT, User};
+use super::state::{Change, DAYS_KEPT, User};
 use super::{Context, Sink, evolve};
 use crate::domain::alert::Status;
 use crate::domain::chronology::ChronologyEntry;
@@ -50,7 +50,7 @@ pub fn run(user: &mut User, user_key: &str, due: Timestamp, ctx: &Context<'_>, s
         settle(user, due, ctx);
         if user.head.user_rev == rev {
             user.head.user_rev += 1;
-            user.changes.cause = Cause::timer(user_key, "score", due);
+            user.changes.cause.timer(user_key, "score", due);
         }
     }
     evolve::forget(user, due.day_at(0), ctx.lateness_days);
@@ -110,7 +110,9 @@ fn alert_due(user: &User) -> Option<(Timestamp, usize)> {
 
 fn turn_level(user: &mut User, user_key: &str, score: i64, at: Timestamp, ctx: &Context<'_>, sink: &mut dyn Sink) {
     user.head.user_rev += 1;
-    let mut emit = Emit { user_key, ctx, sink, cause: Cause::timer(user_key, "level", at) };
+    let mut cause = std::mem::take(&mut user.changes.cause);
+    cause.timer(user_key, "level", at);
+    let mut emit = Emit::new(user_key, ctx, sink, cause);
     level_entry(user, &mut emit, score, score, at);
     user.head.published.as_of = user.head.published.as_of.max(at);
     user.changes.cause = emit.cause;
@@ -125,11 +127,17 @@ pub fn level_entry(user: &mut User, emit: &mut Emit<'_>, before_milli: i64, scor
     published.level = after;
     published.level_changed_at = at;
     user.changes.level = true;
+    let mut words = std::mem::take(&mut emit.cause.headline);
+    words.clear();
     let verb = if after > before { "rose" } else { "fell" };
+    for part in ["Risk level ", verb, " to ", after.as_str(), " at "] {
+        words.push_str(part);
+    }
+    push_number(&mut words, score_milli / 1_000);
     let entry = ChronologyEntry {
         kind: Text::borrowed("score_level"),
         title: Text::borrowed("Risk level"),
-        headline: Text::from(format!("Risk level {verb} to {} at {}", after.as_str(), score_milli / 1_000)),
+        headline: Text::borrowed(&words),
         from: at,
         to: at,
         score_before_milli: before_milli,
@@ -139,6 +147,7 @@ pub fn level_entry(user: &mut User, emit: &mut Emit<'_>, before_milli: i64, scor
         ..ChronologyEntry::default()
     };
     emit.entry(&mut user.head, at, entry);
+    emit.cause.headline = words;
 }
 
 fn end_alert(user: &mut User, user_key: &str, n: usize, due: Timestamp, ctx: &Context<'_>, sink: &mut dyn Sink) {
@@ -156,7 +165,9 @@ fn end_alert(user: &mut User, user_key: &str, n: usize, due: Timestamp, ctx: &Co
     } else {
         alerts::freeze(user, n, due, ctx);
     }
-    let mut emit = Emit { user_key, ctx, sink, cause: Cause::timer(user_key, &kind, due) };
+    let mut cause = std::mem::take(&mut user.changes.cause);
+    cause.timer(user_key, &kind, due);
+    let mut emit = Emit::new(user_key, ctx, sink, cause);
     let score = Curve::new(user, &ctx.policies.catalogue, due.hour()).score_at(due.hour());
     alert_entry(user, &mut emit, n, what, score, due);
     user.head.published.as_of = user.head.published.as_of.max(due);
