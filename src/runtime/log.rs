@@ -301,9 +301,10 @@ impl Log for KafkaLog {
     }
 }
 
-/// One client. librdkafka keeps what a broker said while it was coming back and goes on answering from that: with no
-/// leader in what it knows it says "unknown partition" without asking again, and a broker that named no brokers at all
-/// leaves it nobody to ask. A client made anew knows nothing wrong.
+/// One client. librdkafka keeps what a broker said while it was coming back and goes on answering from that: where it
+/// knows of no leader it says "unknown partition" without asking, and asking for the topic did not always help (seen for
+/// a minute after a broker had stood still; one that names no brokers leaves it nobody to ask). A client made anew knows
+/// nothing wrong.
 struct Reader {
     client: Bounded<BaseConsumer<Quiet>>,
     isolation: &'static str,

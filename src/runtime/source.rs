@@ -149,9 +149,9 @@ impl KafkaGroup {
     }
 
     /// Puts a new consumer in the place of a fenced one. No twin is needed to be fenced: librdkafka (2.12) forgets its
-    /// member id when it hears nothing for a session, and until the next poll takes the revocation it goes on sending
-    /// heartbeats, with the instance id and an empty member id, which the broker takes for another process's. An old
-    /// twin learns from its transactional producer that it is one, with the first transaction of its assignment.
+    /// member id when it hears nothing for a session, and until a poll takes the revocation it goes on sending
+    /// heartbeats, with the instance id and an empty member id, which the broker takes for another process's
+    /// (docs/decisions/0005). An old twin learns from its transactional producer that it is one.
     fn join_anew(&mut self, reason: &str) -> Result<Polled, Error> {
         telemetry::member_fenced();
         if !self.fences.allow(Instant::now()) {
