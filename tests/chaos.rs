@@ -541,7 +541,7 @@ fn nothing_is_lost_or_doubled_whatever_breaks() {
     let load = Load::start(&system.kafka.bootstrap(), seed);
     let (mut inputs, mut journals, mut observed) =
         (Inputs::new(&system), Journals::new(&system), Observed::new(&system));
-    let (mut recoveries, mut by_fault) = (Vec::new(), BTreeMap::<&str, u32>::new());
+    let (mut recoveries, mut by_fault, mut restarts_in_all) = (Vec::new(), BTreeMap::<&str, u32>::new(), 0);
     for round in 1..=rounds {
         let began = Instant::now();
         load.resume();
@@ -557,6 +557,7 @@ fn nothing_is_lost_or_doubled_whatever_breaks() {
         let restarts = wait_for_recovery(&system, &mut logs.nodes, &ends_of);
         let (recovery, outage) = (back.elapsed(), back - broke);
         recoveries.push(recovery);
+        restarts_in_all += restarts;
         load.pause();
         let rested = Instant::now();
         system.wait_until_drained(&mut inputs);
@@ -578,7 +579,8 @@ fn nothing_is_lost_or_doubled_whatever_breaks() {
     recoveries.sort();
     let ledger = load.ledger.lock().expect("no holder panics");
     eprintln!(
-        "{rounds} rounds {by_fault:?}: {} records, {} acts, {} chronology entries, 0 lost, 0 doubled; recovery p50 {:.1?}, p99 {:.1?}",
+        "{rounds} rounds {by_fault:?}: {} records, {} acts, {} chronology entries, 0 lost, 0 doubled, \
+         {restarts_in_all} restarts; recovery p50 {:.1?}, p99 {:.1?}",
         ledger.sent,
         ledger.acts.len(),
         observed.event_ids,

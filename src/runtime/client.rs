@@ -42,7 +42,12 @@ impl Connection {
         config.set("bootstrap.servers", &self.bootstrap).set("client.id", "casestream");
         // A broker that comes back is found soon; the default grows to 10 s.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
-        config.set_log_level(RDKafkaLogLevel::Warning);
+        // What a broker said while it was coming back (no leader, no such topic, no brokers at all) is not believed for
+        // long: the defaults are 5 and 15 minutes.
+        config.set("topic.metadata.refresh.interval.ms", "5000").set("metadata.max.age.ms", "10000");
+        config.set("metadata.recovery.rebootstrap.trigger.ms", "5000");
+        let debugged = self.properties.iter().any(|(key, _)| key == "debug");
+        config.set_log_level(if debugged { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Warning });
         for (key, value) in settings {
             config.set(*key, *value);
         }

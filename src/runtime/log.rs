@@ -1,7 +1,7 @@
 //! Reading Kafka outside the group: the `Log` port. Committed offsets, watermarks, and a partition from one offset to
 //! another, as recovery, `verify` and `backtest` need them. Joins no group and commits nothing. Next: `redis_store.rs`.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -20,8 +20,8 @@ use crate::domain::Timestamp;
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// How long stable committed offsets are waited for in one call; long beside a commit, which ends within milliseconds.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a topic's leaders are asked for again after an error.
-const RELEARN_TIMEOUT: Duration = Duration::from_secs(2);
+/// A client is made anew after an error at most this often: long beside the second a new one takes to connect.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks at a last stable offset that is still too low.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -36,10 +36,11 @@ pub struct Span {
 /// Reads as a group's bystander.
 pub struct KafkaLog {
     group: String,
+    connection: Connection,
     /// Read-committed: records, committed offsets, the last stable offset.
-    stable: Bounded<BaseConsumer<Quiet>>,
+    stable: Reader,
     /// Read-uncommitted: the high watermark.
-    raw: Bounded<BaseConsumer<Quiet>>,
+    raw: Reader,
     stall_max: Duration,
     scratch: Scratch,
     /// Topics whose leaders `stable` knows.
@@ -50,17 +51,17 @@ impl KafkaLog {
     /// A reader that knows the committed offsets of `group` and is no member of it.
     pub fn new(connection: &Connection, group: impl Into<String>) -> Result<KafkaLog, Error> {
         let group = group.into();
-        let make = |isolation: &str| {
-            let mut config = connection.config(&SETTINGS);
-            // require_stable of committed offsets comes with read_committed.
-            config.set("group.id", &group).set("isolation.level", isolation);
-            config
-                .create_with_context::<Quiet, BaseConsumer<Quiet>>(Quiet)
-                .map(|consumer| Bounded::new(consumer, "log"))
-                .map_err(|e| client::error("could not make a log reader", &e))
-        };
-        let (stable, raw) = (make("read_committed")?, make("read_uncommitted")?);
-        Ok(KafkaLog { group, stable, raw, stall_max: STALL_MAX, scratch: Scratch::default(), known: Vec::new() })
+        let stable = Reader::new(connection, &group, "read_committed")?;
+        let raw = Reader::new(connection, &group, "read_uncommitted")?;
+        Ok(KafkaLog {
+            group,
+            connection: connection.clone(),
+            stable,
+            raw,
+            stall_max: STALL_MAX,
+            scratch: Scratch::default(),
+            known: Vec::new(),
+        })
     }
 
     /// The same with another limit for a read that makes no progress.
@@ -68,18 +69,33 @@ impl KafkaLog {
         KafkaLog { stall_max, ..self }
     }
 
+    /// The result of a call on `raw`; after one that failed, `raw` is made anew, for the caller's next try.
+    fn heal_raw<R>(&mut self, result: Result<R, Error>) -> Result<R, Error> {
+        if result.as_ref().is_err_and(may_be_stale) {
+            self.raw.renew(&self.connection, &self.group);
+        }
+        result
+    }
+
+    /// The same for `stable`.
+    fn heal_stable<R>(&mut self, result: Result<R, Error>) -> Result<R, Error> {
+        if result.as_ref().is_err_and(may_be_stale) && self.stable.renew(&self.connection, &self.group) {
+            self.known.clear();
+        }
+        result
+    }
+
     /// Partition counts of the topics that exist, by name.
     pub fn partition_counts(&mut self) -> Result<Vec<(String, i32)>, Error> {
-        let metadata = self
-            .raw
-            .fetch_metadata(None, REQUEST_TIMEOUT)
-            .map_err(|e| client::error("could not list the topics", &e))?;
+        let metadata = self.raw.fetch_metadata(None, REQUEST_TIMEOUT);
+        let metadata = self.heal_raw(metadata.map_err(|e| client::error("could not list the topics", &e)))?;
         Ok(metadata.topics().iter().map(|t| (t.name().to_owned(), t.partitions().len() as i32)).collect())
     }
 
     /// Offset of the first record at or after an instant, by partition; the end where there is none.
     pub fn offsets_at(&mut self, topic: TopicName, partitions: &[i32], at: Timestamp) -> Result<Vec<i64>, Error> {
-        let found = self.offsets_for(topic, partitions, Offset::Offset(at.0.max(0)))?;
+        let found = self.offsets_for(topic, partitions, Offset::Offset(at.0.max(0)));
+        let found = self.heal_raw(found)?;
         if found.iter().all(Option::is_some) {
             return Ok(found.into_iter().flatten().collect());
         }
@@ -89,13 +105,15 @@ impl KafkaLog {
 
     /// End of each partition as a read-uncommitted client sees it, in one request.
     pub fn ends(&mut self, topic: TopicName, partitions: &[i32]) -> Result<Vec<i64>, Error> {
-        let found = self.offsets_for(topic, partitions, Offset::End)?;
+        let found = self.offsets_for(topic, partitions, Offset::End);
+        let found = self.heal_raw(found)?;
         Ok(found.into_iter().map(|end| end.unwrap_or(0)).collect())
     }
 
     /// First offset of each partition, in one request.
     pub fn starts(&mut self, topic: TopicName, partitions: &[i32]) -> Result<Vec<i64>, Error> {
-        let found = self.offsets_for(topic, partitions, Offset::Beginning)?;
+        let found = self.offsets_for(topic, partitions, Offset::Beginning);
+        let found = self.heal_raw(found)?;
         Ok(found.into_iter().map(|start| start.unwrap_or(0)).collect())
     }
 
@@ -145,7 +163,7 @@ impl KafkaLog {
         self.scratch = scratch;
         // A failure to let go shows at the next assign.
         let _ = self.stable.unassign();
-        result
+        self.heal_stable(result)
     }
 
     /// Makes the reader know a topic's leaders before it is assigned: librdkafka otherwise looks for those of a new
@@ -153,7 +171,8 @@ impl KafkaLog {
     fn learn(&mut self, topic: TopicName) -> Result<(), Error> {
         if !self.known.contains(&topic) {
             let metadata = self.stable.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
-            metadata.map_err(|e| client::error(format!("could not look up {topic}"), &e))?;
+            let metadata = metadata.map_err(|e| client::error(format!("could not look up {topic}"), &e));
+            self.heal_stable(metadata)?;
             self.known.push(topic);
         }
         Ok(())
@@ -208,10 +227,8 @@ impl KafkaLog {
             .and_then(|()| self.stable.assign(&list))
             .map_err(|e| client::error(format!("could not read {topic}[{partition}] from {offset}"), &e))
     }
-}
 
-impl Log for KafkaLog {
-    fn committed(&mut self, inputs: &[(TopicName, i32)]) -> Result<Vec<Option<InputOffset>>, Error> {
+    fn committed_now(&self, inputs: &[(TopicName, i32)]) -> Result<Vec<Option<InputOffset>>, Error> {
         let what = || format!("could not read the committed offsets of group {}", self.group);
         let list = || {
             let mut list = TopicPartitionList::with_capacity(inputs.len());
@@ -242,10 +259,20 @@ impl Log for KafkaLog {
         }
         Ok(offsets)
     }
+}
+
+impl Log for KafkaLog {
+    fn committed(&mut self, inputs: &[(TopicName, i32)]) -> Result<Vec<Option<InputOffset>>, Error> {
+        let committed = self.committed_now(inputs);
+        let committed = self.heal_stable(committed);
+        // It has a part in telling a pending transaction from a broker that does not answer.
+        self.heal_raw(committed)
+    }
 
     fn watermarks(&mut self, topic: TopicName, partition: i32) -> Result<(i64, i64), Error> {
         let what = || format!("could not read the watermarks of {topic}[{partition}]");
-        watermarks(&self.raw, topic, partition).map_err(|e| client::error(what(), &e))
+        let watermarks = self.raw.fetch_watermarks(topic, partition, REQUEST_TIMEOUT);
+        self.heal_raw(watermarks.map_err(|e| client::error(what(), &e)))
     }
 
     fn read(
@@ -264,24 +291,64 @@ impl Log for KafkaLog {
         self.scratch = scratch;
         // A failure to let go shows at the next assign.
         let _ = self.stable.unassign();
-        result
+        self.heal_stable(result)
     }
 
     fn cluster_id(&mut self) -> Result<String, Error> {
         let id = self.raw.client().fetch_cluster_id(REQUEST_TIMEOUT);
-        id.ok_or_else(|| Error::new(ErrorKind::Retriable, "could not read the cluster id", "no broker answered"))
+        let none = || Error::new(ErrorKind::Retriable, "could not read the cluster id", "no broker answered");
+        self.heal_raw(id.ok_or_else(none))
     }
 }
 
-/// A partition's watermarks. librdkafka keeps what a broker said while it was coming back (no leader, no such partition)
-/// and goes on answering from it without asking again, for minutes: so after an error the topic is asked for anew, and
-/// the caller's next try sees what is so now.
-fn watermarks(client: &BaseConsumer<Quiet>, topic: TopicName, partition: i32) -> Result<(i64, i64), KafkaError> {
-    client.fetch_watermarks(topic, partition, REQUEST_TIMEOUT).inspect_err(|_| {
-        if let Err(error) = client.fetch_metadata(Some(topic), RELEARN_TIMEOUT) {
-            tracing::debug!(topic, %error, "could not ask for a topic anew");
+/// One client. librdkafka keeps what a broker said while it was coming back and goes on answering from that: where it
+/// knows of no leader it says "unknown partition" without asking, and asking for the topic did not always help (seen for
+/// a minute after a broker had stood still; one that names no brokers leaves it nobody to ask). A client made anew knows
+/// nothing wrong.
+struct Reader {
+    client: Bounded<BaseConsumer<Quiet>>,
+    isolation: &'static str,
+    made: Instant,
+}
+
+impl Reader {
+    fn new(connection: &Connection, group: &str, isolation: &'static str) -> Result<Reader, Error> {
+        let mut config = connection.config(&SETTINGS);
+        // require_stable of committed offsets comes with read_committed.
+        config.set("group.id", group).set("isolation.level", isolation);
+        let client: BaseConsumer<Quiet> =
+            config.create_with_context(Quiet).map_err(|e| client::error("could not make a log reader", &e))?;
+        Ok(Reader { client: Bounded::new(client, "log"), isolation, made: Instant::now() })
+    }
+
+    /// Whether a new one was made: not when this one is new, and the old one serves on when none can be had.
+    fn renew(&mut self, connection: &Connection, group: &str) -> bool {
+        if self.made.elapsed() < RENEW_EVERY {
+            return false;
         }
-    })
+        match Reader::new(connection, group, self.isolation) {
+            Ok(reader) => *self = reader,
+            Err(error) => {
+                tracing::warn!(%error, "could not make a reader anew");
+                return false;
+            }
+        }
+        tracing::debug!(isolation = self.isolation, "a reader was made anew after an error");
+        true
+    }
+}
+
+impl Deref for Reader {
+    type Target = BaseConsumer<Quiet>;
+
+    fn deref(&self) -> &BaseConsumer<Quiet> {
+        &self.client
+    }
+}
+
+/// Whether what the client knows may be the reason.
+fn may_be_stale(error: &Error) -> bool {
+    matches!(error.kind, ErrorKind::Retriable | ErrorKind::Timeout)
 }
 
 /// One `read` under way.
@@ -371,7 +438,7 @@ impl Reading<'_> {
 
     /// The end as a read-committed client sees it.
     fn last_stable(&self) -> Result<i64, Error> {
-        let end = watermarks(&self.log.stable, self.topic, self.partition);
+        let end = self.log.stable.fetch_watermarks(self.topic, self.partition, REQUEST_TIMEOUT);
         end.map(|(_, end)| end).map_err(|e| self.error(&e))
     }
 

@@ -53,7 +53,7 @@ fn run(shared: &Shared, name: &str, key: &[u8], health: &Arc<WorkerHealth>) -> R
             _ => Stop::Failed(error),
         })?;
         health.polled();
-        health.set_restored(true);
+        health.set_restored(worker.is_ready());
     }
     worker.close();
     Ok(())

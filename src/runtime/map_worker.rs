@@ -25,8 +25,8 @@ pub use stage::{Batch, Input, Source, Stage};
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How long one call is retried before the batch is given up.
 const RETRY_FOR: Duration = Duration::from_secs(20);
-/// How long a broker may keep committed offsets or the directory from us before we give up.
-const RECOVER_FOR: Duration = Duration::from_secs(60);
+/// Failed attempts to make a producer before the worker stops.
+const INIT_ATTEMPTS_MAX: u32 = 150;
 /// Between two tries.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 
@@ -54,6 +54,9 @@ pub enum Step {
     Idle,
     /// Membership changed; whatever had been gathered is gone.
     Rebalanced,
+    /// The directory or committed positions cannot be had yet; asked again at the next step. However long it takes: a
+    /// restart would have to ask the same, and readiness says that we wait.
+    Waiting,
     /// A batch of this many records is committed.
     Committed(usize),
     /// A batch was undone and will come again.
@@ -73,9 +76,17 @@ pub struct MapWorker<G, T, L, C> {
     batch: Batch,
     /// Committed position and ledger of every owned input partition.
     owned: BTreeMap<Input, (i64, Ledger)>,
+    /// An assignment not yet answered with positions.
+    assigned: Option<Vec<Input>>,
+    /// The group has had an answer to its last assignment.
+    started: bool,
+    /// What kept us waiting, as last logged.
+    waits: String,
     /// Shrinks while batches abort, so that a record that cannot be written stands alone in the end.
     records_max: usize,
     is_fresh: bool,
+    /// Failed attempts to make the producer.
+    init_attempts: u32,
 }
 
 impl<G, T, L, C> MapWorker<G, T, L, C>
@@ -89,7 +100,22 @@ where
     pub fn new(group: G, txn: T, log: L, clock: C, stage: Stage, limits: Limits) -> Self {
         let records_max = limits.records;
         let (batch, owned) = (Batch::default(), BTreeMap::new());
-        MapWorker { group, txn, log, clock, stage, limits, batch, owned, records_max, is_fresh: false }
+        MapWorker {
+            group,
+            txn,
+            log,
+            clock,
+            stage,
+            limits,
+            batch,
+            owned,
+            assigned: None,
+            started: false,
+            waits: String::new(),
+            records_max,
+            is_fresh: false,
+            init_attempts: 0,
+        }
     }
 
     /// Leaves the group. Nothing is in flight between two steps.
@@ -99,15 +125,22 @@ where
 
     /// One round: the directory when it is due, a batch if there is one.
     pub fn step(&mut self) -> Result<Step, Error> {
-        self.prepare()?;
+        if let Some(step) = self.prepare()? {
+            return Ok(step);
+        }
+        if self.assigned.is_some() {
+            return self.take_up();
+        }
         match self.gather()? {
-            Polled::Rebalanced => {
-                self.rebalanced()?;
-                Ok(Step::Rebalanced)
-            }
+            Polled::Rebalanced => self.rebalanced(),
             _ if self.batch.records == 0 => Ok(Step::Idle),
             _ => self.commit(),
         }
+    }
+
+    /// Whether the directory is read and every assigned input is being mapped.
+    pub fn is_ready(&self) -> bool {
+        self.started && self.assigned.is_none() && self.stage.people.is_ready()
     }
 
     /// The ledger of an owned input partition, as committed.
@@ -115,34 +148,68 @@ where
         self.owned.get(&input).map(|(_, ledger)| ledger)
     }
 
-    fn prepare(&mut self) -> Result<(), Error> {
-        if !self.is_fresh || self.txn.wants_recycling() {
-            let Self { txn, clock, .. } = self;
-            retry(clock, RECOVER_FOR, || txn.init())?;
-            self.is_fresh = true;
+    /// The producer, and what the directory says. `Some`: not yet, try again.
+    fn prepare(&mut self) -> Result<Option<Step>, Error> {
+        if (!self.is_fresh || self.txn.wants_recycling())
+            && let Some(step) = self.make_producer()?
+        {
+            return Ok(Some(step));
         }
         let now = self.clock.monotonic();
         if !self.stage.people.is_due(now) {
-            return Ok(());
+            return Ok(None);
         }
         let was_ready = self.stage.people.is_ready();
-        let Self { stage, log, clock, .. } = self;
-        let result = if was_ready {
-            stage.people.follow(log, now)
-        } else {
-            retry(clock, RECOVER_FOR, || stage.people.follow(log, now))
-        };
-        let (known, skipped) = stage.people.counts();
+        let result = self.stage.people.follow(&mut self.log, now);
+        let (known, skipped) = self.stage.people.counts();
         telemetry::people(known);
         match result {
-            Err(error) if !was_ready => Err(error),
-            // What is known stays in use; the next check comes with the next step.
+            Ok(()) => Ok(None),
+            // A broker that comes back may deny a topic it has.
+            Err(error) if !was_ready && error.kind == ErrorKind::Missing => {
+                self.wait_out(Error { kind: ErrorKind::Retriable, ..error }).map(Some)
+            }
+            Err(error) if !was_ready => self.wait_out(error).map(Some),
             Err(error) => {
                 tracing::warn!(%error, known, skipped, "the directory could not be followed");
-                Ok(())
+                // What is known stays in use.
+                self.stage.people.postpone(now);
+                Ok(None)
             }
-            Ok(()) => Ok(()),
         }
+    }
+
+    /// Makes the producer (anew). While a broker comes back this can fail in many ways, all of which pass.
+    fn make_producer(&mut self) -> Result<Option<Step>, Error> {
+        self.is_fresh = false;
+        match self.txn.init() {
+            Ok(()) => {
+                self.is_fresh = true;
+                self.init_attempts = 0;
+                Ok(None)
+            }
+            Err(error) if error.kind == ErrorKind::Fenced || self.init_attempts >= INIT_ATTEMPTS_MAX => Err(error),
+            Err(error) => {
+                self.init_attempts += 1;
+                tracing::warn!(%error, attempt = self.init_attempts, "could not make the producer, trying again");
+                self.clock.wait(RETRY_EVERY);
+                Ok(Some(Step::Waiting))
+            }
+        }
+    }
+
+    /// An error that passes costs a pause; any other ends the worker.
+    fn wait_out(&mut self, error: Error) -> Result<Step, Error> {
+        if !is_passing(error.kind) {
+            return Err(error);
+        }
+        let why = error.to_string();
+        if self.waits != why {
+            tracing::warn!(why, "waiting, and asking again");
+            self.waits = why;
+        }
+        self.clock.wait(RETRY_EVERY);
+        Ok(Step::Waiting)
     }
 
     /// Fills the batch. `Polled::Rebalanced`: it is empty again and the assignment changed.
@@ -181,24 +248,55 @@ where
         }
     }
 
-    fn rebalanced(&mut self) -> Result<(), Error> {
+    fn rebalanced(&mut self) -> Result<Step, Error> {
         let changes = self.group.changes();
         for input in &changes.revoked {
             self.owned.remove(input);
         }
-        let Some(assigned) = changes.assigned else { return Ok(()) };
-        self.owned = self.committed(&assigned)?;
-        self.group.start(&self.positions())
+        self.started = false;
+        self.assigned = changes.assigned;
+        self.answer()
+    }
+
+    /// Goes on with an assignment that is not answered yet; membership is kept up with.
+    fn take_up(&mut self) -> Result<Step, Error> {
+        match self.group.poll(Duration::ZERO, &mut |_| {}) {
+            Ok(Polled::Rebalanced) => return self.rebalanced(),
+            Ok(Polled::Record | Polled::Nothing) => {}
+            Err(error) if is_passing(error.kind) || error.kind == ErrorKind::Missing => {}
+            Err(error) => return Err(error),
+        }
+        self.answer()
+    }
+
+    /// Answers an assignment with committed positions, which come with it: until then nothing of it is ours.
+    fn answer(&mut self) -> Result<Step, Error> {
+        let Some(assigned) = self.assigned.take() else { return Ok(Step::Rebalanced) };
+        self.owned.clear();
+        let answered = self.committed(&assigned).and_then(|owned| {
+            self.owned = owned;
+            self.group.start(&self.positions())
+        });
+        match answered {
+            Ok(()) => {
+                self.started = true;
+                self.waits.clear();
+                Ok(Step::Rebalanced)
+            }
+            Err(error) => {
+                self.assigned = Some(assigned);
+                self.wait_out(error)
+            }
+        }
     }
 
     /// Committed positions and ledgers; an input without one begins at its log's start.
     fn committed(&mut self, inputs: &[Input]) -> Result<BTreeMap<Input, (i64, Ledger)>, Error> {
-        let Self { log, clock, .. } = self;
-        let committed = retry(clock, RECOVER_FOR, || log.committed(inputs))?;
+        let committed = self.log.committed(inputs)?;
         assert_eq!(committed.len(), inputs.len(), "one answer per input");
         let mut owned = BTreeMap::new();
         for (input, committed) in inputs.iter().zip(committed) {
-            let (start, end) = retry(clock, RECOVER_FOR, || log.watermarks(input.0, input.1))?;
+            let (start, end) = self.log.watermarks(input.0, input.1)?;
             let position = match committed {
                 None => (start, Ledger::default()),
                 Some(at) if at.offset > end => return Err(behind(*input, at.offset, end)),
@@ -284,7 +382,7 @@ where
             ErrorKind::Fenced | ErrorKind::Missing => return Err(error),
             ErrorKind::Unknown | ErrorKind::Fatal => {
                 tracing::warn!(%error, "a batch's outcome is unknown; reading committed positions again");
-                return self.recover();
+                return Ok(self.recover());
             }
             ErrorKind::TooLarge if self.batch.records == 1 => return Err(error),
             _ => tracing::warn!(%error, records = self.batch.records, "a batch was aborted and comes again"),
@@ -295,31 +393,40 @@ where
                 self.seek_back()
             }
             Err(error) if error.kind == ErrorKind::Fenced => Err(error),
-            Err(_) => self.recover(),
+            Err(_) => Ok(self.recover()),
         }
     }
 
+    /// Positions do not rewind by themselves. A seek that fails would skip records, so it costs the assignment.
     fn seek_back(&mut self) -> Result<Step, Error> {
-        self.seek()?;
+        let mut positions = self.positions();
+        positions.retain(|at| self.group.owns(at.topic, at.partition));
+        let sought = if positions.is_empty() { Ok(()) } else { self.group.seek(&positions) };
+        match sought {
+            Err(error) if error.kind == ErrorKind::Fenced => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "could not seek back: taking the partitions up again");
+                self.assign_again();
+            }
+            Ok(()) => {}
+        }
         Ok(Step::Aborted)
     }
 
-    /// A new producer under the same id ends whatever is open; then the committed offsets say what happened.
-    fn recover(&mut self) -> Result<Step, Error> {
-        let Self { txn, clock, .. } = self;
-        retry(clock, RECOVER_FOR, || txn.init())?;
-        let inputs: Vec<Input> = self.owned.keys().copied().collect();
-        self.owned = self.committed(&inputs)?;
-        self.seek()?;
-        Ok(Step::Recovered)
+    /// A new producer under the same id ends whatever is open; then the committed offsets say what happened, as with an
+    /// assignment.
+    fn recover(&mut self) -> Step {
+        self.is_fresh = false;
+        self.assign_again();
+        Step::Recovered
     }
 
-    /// Only what is still ours: a revocation may be waiting for the next poll.
-    fn seek(&mut self) -> Result<(), Error> {
-        let mut positions = self.positions();
-        positions.retain(|at| self.group.owns(at.topic, at.partition));
-        let Self { group, clock, .. } = self;
-        retry(clock, RETRY_FOR, || group.seek(&positions))
+    /// Takes what is ours up from its committed positions. Only what is still ours: a revocation may be waiting for the
+    /// next poll.
+    fn assign_again(&mut self) {
+        let inputs = self.owned.keys().copied().filter(|(topic, partition)| self.group.owns(topic, *partition));
+        self.assigned = Some(inputs.collect());
+        self.owned.clear();
     }
 }
 

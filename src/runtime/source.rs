@@ -3,9 +3,11 @@
 //! Callbacks only record. A revoked assignment is given up at once; a new one is taken up by `start`, after recovery,
 //! with the offsets recovery found. Until then librdkafka keeps the member alive by itself and fetches nothing. Classic
 //! protocol and the `range` assignor, which gives all inputs of a partition number to one member; static membership, so
-//! that a quick restart moves nothing. Never commits: offsets travel in the transaction. Next: `transaction.rs`.
+//! that a quick restart moves nothing. A member the broker has fenced joins anew by itself, within a bound; which of two
+//! real twins goes on is the transactional producer's to say. Never commits: offsets travel in the transaction.
+//! Next: `transaction.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -59,11 +61,22 @@ impl Membership {
 #[derive(Clone)]
 pub struct GroupMetadata(pub(super) Arc<ConsumerGroupMetadata>);
 
+/// How often a member may be fenced within `FENCES_WITHIN` and join anew. A broker's outage fences a member once, and
+/// has to last longer than a session; two twins without a record to read, whose producers never meet, fence each other
+/// about once a second.
+const FENCES_MAX: usize = 5;
+/// See `FENCES_MAX`.
+const FENCES_WITHIN: Duration = Duration::from_secs(60);
+
 /// One member of the group.
 pub struct KafkaGroup {
     /// `None` once closed.
     consumer: Option<Bounded<BaseConsumer<Callbacks>>>,
+    connection: Connection,
     membership: Membership,
+    /// The consumer is fenced, and something that had to reach it did not: the next poll joins anew before anything else.
+    is_lost: bool,
+    fences: Fences,
     /// What is assigned, by input in the order of `membership.inputs`.
     owned: Vec<Vec<bool>>,
     /// Where `start` and `seek` last put each input.
@@ -81,23 +94,14 @@ pub struct KafkaGroup {
 impl KafkaGroup {
     /// Joins the group. The assignment comes with a later poll.
     pub fn join(connection: &Connection, membership: Membership) -> Result<KafkaGroup, Error> {
-        let what = || format!("could not join group {}", membership.group);
-        let session_timeout_ms = membership.session_timeout.as_millis().to_string();
-        let poll_interval_ms = membership.max_poll_interval.as_millis().to_string();
-        let mut config = connection.config(&SETTINGS);
-        config.set("group.id", &membership.group);
-        config.set("session.timeout.ms", session_timeout_ms).set("max.poll.interval.ms", poll_interval_ms);
-        if let Some(instance) = &membership.instance {
-            config.set("group.instance.id", instance);
-        }
-        let callbacks = Callbacks::new(membership.inputs.clone());
-        let consumer: BaseConsumer<Callbacks> =
-            config.create_with_context(callbacks).map_err(|e| client::error(what(), &e))?;
-        consumer.subscribe(&membership.inputs).map_err(|e| client::error(what(), &e))?;
+        let consumer = join(connection, &membership, Callbacks::new(membership.inputs.clone()))?;
         let owned = vec![Vec::new(); membership.inputs.len()];
         Ok(KafkaGroup {
-            consumer: Some(Bounded::new(consumer, "group")),
+            consumer: Some(consumer),
+            connection: connection.clone(),
             membership,
+            is_lost: false,
+            fences: Fences::default(),
             owned,
             positions: Vec::new(),
             handles: Vec::new(),
@@ -115,20 +119,15 @@ impl KafkaGroup {
 
     /// The reaction to an error that came instead of a record. Most are passing states of a connection, which
     /// librdkafka mends by itself.
-    fn judge(&self, cause: &KafkaError) -> Result<Polled, Error> {
+    fn judge(&mut self, cause: &KafkaError) -> Result<Polled, Error> {
         let consumer = self.consumer()?;
-        let what = || format!("could not read as a member of {}", self.membership.group);
         if let Some((code, reason)) = consumer.client().fatal_error() {
-            let kind = match code {
-                RDKafkaErrorCode::FencedInstanceId => ErrorKind::Fenced,
-                _ => ErrorKind::Fatal,
+            return match code {
+                RDKafkaErrorCode::FencedInstanceId => self.join_anew(&reason),
+                _ => Err(Error::new(ErrorKind::Fatal, self.reading(), reason)),
             };
-            if kind == ErrorKind::Fenced {
-                telemetry::member_fenced();
-            }
-            return Err(Error::new(kind, what(), reason));
         }
-        let error = client::error(what(), cause);
+        let error = client::error(self.reading(), cause);
         match error.kind {
             ErrorKind::Missing => Err(self.name_the_missing(consumer, error)),
             ErrorKind::Retriable => {
@@ -137,6 +136,55 @@ impl KafkaGroup {
             }
             _ => Err(error),
         }
+    }
+
+    fn reading(&self) -> String {
+        format!("could not read as a member of {}", self.membership.group)
+    }
+
+    /// Why the broker will have nothing to do with this consumer any more.
+    fn fenced(&self) -> Option<String> {
+        let (code, reason) = self.consumer.as_ref()?.client().fatal_error()?;
+        (code == RDKafkaErrorCode::FencedInstanceId).then_some(reason)
+    }
+
+    /// Puts a new consumer in the place of a fenced one. No twin is needed to be fenced: librdkafka (2.12) forgets its
+    /// member id when it hears nothing for a session, and until a poll takes the revocation it goes on sending
+    /// heartbeats, with the instance id and an empty member id, which the broker takes for another process's
+    /// (docs/decisions/0005). An old twin learns from its transactional producer that it is one.
+    fn join_anew(&mut self, reason: &str) -> Result<Polled, Error> {
+        telemetry::member_fenced();
+        if !self.fences.allow(Instant::now()) {
+            return Err(Error::new(ErrorKind::Fenced, self.reading(), reason));
+        }
+        tracing::warn!(group = self.membership.group, reason, "fenced: joining anew");
+        let revoked = self.all_owned();
+        // Out of the way before its successor comes, so that nothing it still sends can meet it.
+        self.consumer = None;
+        let callbacks = Callbacks::new(self.membership.inputs.clone());
+        callbacks.lock().revoked = revoked;
+        callbacks.changed.store(true, Ordering::Release);
+        self.consumer = Some(join(&self.connection, &self.membership, callbacks)?);
+        self.is_lost = false;
+        Ok(Polled::Rebalanced)
+    }
+
+    fn all_owned(&self) -> Vec<(TopicName, i32)> {
+        let of_input = |(topic, owned): (&TopicName, &Vec<bool>)| {
+            let numbers = (0..).zip(owned).filter(|(_, owned)| **owned);
+            let topic = *topic;
+            numbers.map(|(partition, _)| (topic, partition)).collect::<Vec<_>>()
+        };
+        self.membership.inputs.iter().zip(&self.owned).flat_map(of_input).collect()
+    }
+
+    /// A call that a fenced consumer could not carry out has nothing to carry out: all is revoked with the next poll.
+    fn unless_fenced(&mut self, result: Result<(), Error>) -> Result<(), Error> {
+        if result.is_err() && self.fenced().is_some() {
+            self.is_lost = true;
+            return Ok(());
+        }
+        result
     }
 
     /// librdkafka's error about an offset that is not in the log does not say which; compare all with their logs.
@@ -195,6 +243,10 @@ impl KafkaGroup {
         busy.into_iter().for_each(|(partition, busy)| telemetry::idle(&self.membership.group, partition, !busy));
     }
 
+    fn has_changed(&self) -> bool {
+        self.consumer.as_ref().is_some_and(|consumer| consumer.context().changed.load(Ordering::Acquire))
+    }
+
     fn own(&mut self, assigned: &[(TopicName, i32)]) {
         self.owned.iter_mut().for_each(Vec::clear);
         for (topic, partition) in assigned {
@@ -211,6 +263,9 @@ impl Group for KafkaGroup {
     type Metadata = GroupMetadata;
 
     fn poll(&mut self, wait: Duration, each: &mut dyn FnMut(RecordRef<'_>)) -> Result<Polled, Error> {
+        if self.is_lost {
+            return self.join_anew("a call found it out");
+        }
         let Some(consumer) = &self.consumer else { return self.consumer().map(|_| Polled::Nothing) };
         if consumer.context().reported.load(Ordering::Relaxed) {
             self.tell_lag(consumer.context().take_fetched());
@@ -225,8 +280,11 @@ impl Group for KafkaGroup {
                 Ok(Polled::Record)
             }
             Some(Err(cause)) => self.judge(&cause),
-            None if consumer.context().changed.load(Ordering::Acquire) => Ok(Polled::Rebalanced),
-            None => Ok(Polled::Nothing),
+            None => match self.fenced() {
+                Some(reason) => self.join_anew(&reason),
+                None if self.has_changed() => Ok(Polled::Rebalanced),
+                None => Ok(Polled::Nothing),
+            },
         }
     }
 
@@ -249,7 +307,8 @@ impl Group for KafkaGroup {
     fn start(&mut self, positions: &[InputOffset]) -> Result<(), Error> {
         let list = client::partition_list(positions)?;
         let what = || format!("could not start {} inputs of group {}", positions.len(), self.membership.group);
-        self.consumer()?.assign(&list).map_err(|e| client::error(what(), &e))?;
+        let done = self.consumer()?.assign(&list).map_err(|e| client::error(what(), &e));
+        self.unless_fenced(done)?;
         self.positions = positions.to_vec();
         Ok(())
     }
@@ -258,8 +317,8 @@ impl Group for KafkaGroup {
         let deadline = Instant::now() + REQUEST_TIMEOUT;
         // A partition whose fetcher has just been started refuses for a moment.
         while let Err(error) = seek_once(self.consumer()?, positions) {
-            if Instant::now() >= deadline {
-                return Err(error);
+            if self.fenced().is_some() || Instant::now() >= deadline {
+                return self.unless_fenced(Err(error));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -273,8 +332,14 @@ impl Group for KafkaGroup {
     }
 
     fn metadata(&self) -> Result<GroupMetadata, Error> {
-        let metadata = self.consumer()?.group_metadata();
-        let metadata = metadata.expect("a consumer with a group.id has group metadata");
+        let none = |cause: &str| {
+            let what = format!("could not prove membership of {}", self.membership.group);
+            Error::new(ErrorKind::Retriable, what, cause)
+        };
+        if let Some(reason) = self.fenced() {
+            return Err(none(&reason));
+        }
+        let metadata = self.consumer()?.group_metadata().ok_or_else(|| none("the consumer is closing"))?;
         Ok(GroupMetadata(Arc::new(metadata)))
     }
 
@@ -289,8 +354,42 @@ impl Group for KafkaGroup {
     }
 }
 
+/// A consumer that has subscribed.
+fn join(
+    connection: &Connection,
+    membership: &Membership,
+    callbacks: Callbacks,
+) -> Result<Bounded<BaseConsumer<Callbacks>>, Error> {
+    let what = || format!("could not join group {}", membership.group);
+    let session_timeout_ms = membership.session_timeout.as_millis().to_string();
+    let poll_interval_ms = membership.max_poll_interval.as_millis().to_string();
+    let mut config = connection.config(&SETTINGS);
+    config.set("group.id", &membership.group);
+    config.set("session.timeout.ms", session_timeout_ms).set("max.poll.interval.ms", poll_interval_ms);
+    if let Some(instance) = &membership.instance {
+        config.set("group.instance.id", instance);
+    }
+    let consumer: BaseConsumer<Callbacks> =
+        config.create_with_context(callbacks).map_err(|e| client::error(what(), &e))?;
+    consumer.subscribe(&membership.inputs).map_err(|e| client::error(what(), &e))?;
+    Ok(Bounded::new(consumer, "group"))
+}
+
+/// When a member was fenced, lately.
+#[derive(Debug, Default)]
+struct Fences(VecDeque<Instant>);
+
+impl Fences {
+    /// Counts one more; whether it may join anew.
+    fn allow(&mut self, now: Instant) -> bool {
+        self.0.retain(|at| now.duration_since(*at) < FENCES_WITHIN);
+        self.0.push_back(now);
+        self.0.len() <= FENCES_MAX
+    }
+}
+
 /// Settings of a group member; reasons in the comments, the rest are librdkafka's defaults.
-const SETTINGS: [(&str, &str); 17] = [
+const SETTINGS: [(&str, &str); 16] = [
     ("isolation.level", "read_committed"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
@@ -308,7 +407,6 @@ const SETTINGS: [(&str, &str); 17] = [
     ("message.copy.max.bytes", "65535"),
     ("check.crcs", "true"),
     ("enable.partition.eof", "false"),
-    ("topic.metadata.refresh.interval.ms", "30000"),
     // How far each input is behind.
     ("statistics.interval.ms", "5000"),
 ];
@@ -470,6 +568,17 @@ impl ConsumerContext for Callbacks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_fenced_again_and_again_has_a_twin() {
+        let (mut fences, start) = (Fences::default(), Instant::now());
+        let outages = (0..100).map(|n| start + FENCES_WITHIN / 4 * n);
+        assert!(outages.map(|at| fences.allow(at)).all(|allowed| allowed));
+        let twins = (0..=FENCES_MAX as u32).map(|n| start + FENCES_WITHIN * 50 + Duration::from_secs(1) * n);
+        let allowed: Vec<bool> = twins.map(|at| fences.allow(at)).collect();
+        assert_eq!(allowed.iter().filter(|allowed| **allowed).count(), FENCES_MAX);
+        assert_eq!(allowed.last(), Some(&false));
+    }
 
     #[test]
     fn lag_counts_records_and_not_the_markers_behind_them() {

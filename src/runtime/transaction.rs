@@ -121,10 +121,8 @@ impl KafkaTxn {
             overdue: self.began.is_some_and(|began| began.elapsed() >= self.timeout),
         };
         let cause = fatal.map_or_else(|| cause.to_string(), |(_, reason)| reason);
-        match (reaction(&facts), facts.code) {
-            (ErrorKind::Fenced, Some(RDKafkaErrorCode::FencedInstanceId)) => telemetry::member_fenced(),
-            (ErrorKind::Fenced, _) => telemetry::producer_fenced(),
-            _ => {}
+        if reaction(&facts) == ErrorKind::Fenced {
+            telemetry::producer_fenced();
         }
         Error::new(reaction(&facts), format!("could not {} of {}", step.words(), self.id), cause)
     }
@@ -478,7 +476,6 @@ fn reaction(facts: &Facts) -> ErrorKind {
     use RDKafkaErrorCode as Code;
     match facts.code {
         Some(Code::MessageSizeTooLarge) => return ErrorKind::TooLarge,
-        Some(Code::FencedInstanceId) => return ErrorKind::Fenced,
         // The broker says the same to a producer whose transaction it has timed out and to one that was replaced. A
         // transaction that was not open for long enough cannot have timed out.
         Some(Code::Fenced | Code::InvalidProducerEpoch | Code::ProducerFenced) if !facts.overdue => {
@@ -623,7 +620,8 @@ mod tests {
             (Step::Deliver, Code::MessageSizeTooLarge, "", ErrorKind::TooLarge),
             (Step::Deliver, Code::MessageTimedOut, "", ErrorKind::Abort),
             (Step::Offsets, Code::IllegalGeneration, "a", ErrorKind::Abort),
-            (Step::Offsets, Code::FencedInstanceId, "a", ErrorKind::Fenced),
+            // The proof of membership is void; the group's next poll finds out why.
+            (Step::Offsets, Code::FencedInstanceId, "a", ErrorKind::Abort),
             (Step::Offsets, Code::Fenced, "f", ErrorKind::Fenced),
             (Step::Commit, Code::Fenced, "f", ErrorKind::Fenced),
             (Step::Commit, Code::Fenced, "fo", ErrorKind::Unknown),

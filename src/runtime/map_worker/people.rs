@@ -43,6 +43,11 @@ impl People {
         self.next_check.is_none_or(|at| now >= at)
     }
 
+    /// Looks at its end again after the usual time, for one that could not be followed now.
+    pub fn postpone(&mut self, now: Duration) {
+        self.next_check = Some(now + CHECK_EVERY);
+    }
+
     /// How many people are known, and how many records could not be read.
     pub fn counts(&self) -> (usize, u64) {
         (self.index.len(), self.skipped)

@@ -130,6 +130,7 @@ impl Group for Shared {
 
     fn start(&mut self, positions: &[InputOffset]) -> Result<(), Error> {
         let mut broker = self.0.borrow_mut();
+        broker.fault("start")?;
         broker.owned = true;
         broker.position = positions[0].offset;
         Ok(())
@@ -138,6 +139,7 @@ impl Group for Shared {
     fn seek(&mut self, positions: &[InputOffset]) -> Result<(), Error> {
         let mut broker = self.0.borrow_mut();
         broker.seeks += 1;
+        broker.fault("seek")?;
         broker.position = positions[0].offset;
         Ok(())
     }
@@ -158,6 +160,7 @@ impl Txn for Shared {
 
     fn init(&mut self) -> Result<(), Error> {
         let mut broker = self.0.borrow_mut();
+        broker.fault("init")?;
         broker.inits += 1;
         broker.pending.clear();
         broker.pending_offsets.clear();
@@ -220,7 +223,10 @@ impl Log for Shared {
     }
 
     fn watermarks(&mut self, topic: TopicName, partition: i32) -> Result<(i64, i64), Error> {
-        let broker = self.0.borrow();
+        let mut broker = self.0.borrow_mut();
+        if topic == RAW {
+            broker.fault("watermarks")?;
+        }
         Ok(match topic {
             RAW => (broker.raw_start, broker.raw.len() as i64),
             _ if partition == 0 => (0, broker.directory.len() as i64),
@@ -391,13 +397,53 @@ fn an_abort_brings_the_batch_again() {
 
 #[test]
 fn a_retriable_error_is_retried_in_place() {
-    for call in ["begin", "send", "send_offsets", "commit", "committed", "read"] {
+    for call in ["begin", "send", "send_offsets", "commit"] {
         let shared = broker(&RAWS);
         shared.0.borrow_mut().faults.insert(call, [ErrorKind::Retriable, ErrorKind::Unstable].into());
         let mut worker = worker(&shared);
         assert_eq!(drain(&mut worker), [Step::Rebalanced, Step::Committed(4), Step::Committed(2)], "{call}");
         check_outcome(&shared, &worker);
     }
+}
+
+#[test]
+fn what_cannot_be_read_yet_is_waited_for_however_long_it_takes() {
+    for call in ["committed", "watermarks", "start", "init", "read"] {
+        let shared = broker(&RAWS);
+        let faults = std::iter::repeat_n(ErrorKind::Retriable, 100).chain([ErrorKind::Timeout, ErrorKind::Unstable]);
+        shared.0.borrow_mut().faults.insert(call, faults.collect());
+        shared.0.borrow_mut().directory = vec![person("u-ann", "ann", "UTC")];
+        let mut worker = worker(&shared);
+        for n in 0..102 {
+            assert_eq!((n, worker.step().unwrap(), worker.is_ready()), (n, Step::Waiting, false), "{call}");
+        }
+        assert_eq!(drain(&mut worker), [Step::Rebalanced, Step::Committed(4), Step::Committed(2)], "{call}");
+        assert!(worker.is_ready(), "{call}");
+        check_outcome(&shared, &worker);
+    }
+}
+
+#[test]
+fn an_assignment_revoked_while_it_waits_is_forgotten() {
+    let shared = broker(&RAWS);
+    shared.0.borrow_mut().faults.insert("committed", [ErrorKind::Retriable].into());
+    let mut worker = worker(&shared);
+    assert_eq!(worker.step().unwrap(), Step::Waiting);
+    shared.0.borrow_mut().turns.push_back((0, Turn::Rebalanced(Changes { revoked: vec![INPUT], assigned: None })));
+    assert_eq!(worker.step().unwrap(), Step::Rebalanced);
+    assert_eq!((worker.step().unwrap(), worker.is_ready()), (Step::Idle, false));
+    shared.0.borrow_mut().turns.push_back((0, assign()));
+    drain(&mut worker);
+    check_outcome(&shared, &worker);
+}
+
+#[test]
+fn a_seek_that_fails_costs_the_assignment_and_no_record() {
+    let shared = broker(&RAWS);
+    shared.0.borrow_mut().faults.extend([("send", [ErrorKind::Abort].into()), ("seek", [ErrorKind::Retriable].into())]);
+    let mut worker = worker(&shared);
+    assert_eq!(drain(&mut worker)[..3], [Step::Rebalanced, Step::Aborted, Step::Rebalanced]);
+    check_outcome(&shared, &worker);
 }
 
 #[test]

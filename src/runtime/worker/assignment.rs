@@ -63,6 +63,8 @@ where
         match changes.assigned {
             Some(inputs) => self.assigned(&inputs),
             None => {
+                // With nothing left it is not ready again before the next assignment is taken up.
+                self.started &= !self.slots.is_empty();
                 // What is still ours was polled ahead of its position.
                 for number in self.numbers_running() {
                     if let Some(Slot::Running(running)) = self.slots.get(&number) {

@@ -713,6 +713,25 @@ fn a_rebalance_while_gathering_drops_the_batch() {
     assert!(world.topics.borrow().copied.contains(&"revoked 1".to_owned()));
 }
 
+/// As `KafkaGroup` tells it when the broker has fenced the member and it joins anew.
+#[test]
+fn losing_everything_and_getting_it_back_costs_no_record() {
+    let mut world = World::with_policies();
+    (0..6).for_each(|n| world.signal((n % 2) as i32, &user_of((n % 2) as i32, 0), n));
+    let mut worker = world.worker();
+    settle(&mut worker);
+    (6..12).for_each(|n| world.signal((n % 2) as i32, &user_of((n % 2) as i32, 0), n));
+    let all: Vec<_> = (0..PARTITIONS).flat_map(|p| (0..INPUTS).map(move |n| (input_name(n), p))).collect();
+    world.topics.borrow_mut().rebalance_after = Some((4, Changes { revoked: all.clone(), assigned: None }));
+    assert_eq!(worker.step().unwrap(), Step::Rebalanced);
+    assert_eq!((worker.step().unwrap(), worker.running().count(), worker.is_ready()), (Step::Idle, 0, false));
+    world.topics.borrow_mut().rebalances.push_back(Changes { revoked: Vec::new(), assigned: Some(all) });
+    settle(&mut worker);
+    world.check();
+    let last = [0, 1].map(|p| world.journal(p).last().unwrap().clone());
+    assert_eq!(last.map(|journal| (journal.ledger["in"], journal.epoch)), [(6, 2), (6, 2)]);
+}
+
 #[test]
 fn a_record_on_the_wrong_partition_is_moved_once() {
     let mut world = World::with_policies();
