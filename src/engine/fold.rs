@@ -386,6 +386,7 @@ fn activity_entry(
     headline::activity(&mut words, signal, checked.op, title, user, (day, code));
     let day_text = day_text(signal, checked, day);
     insight_id.clear();
+    insight_id.reserve(48);
     for part in [indicator.map_or("", |i| &i.id), "@", &day_text] {
         insight_id.push_str(part);
     }
