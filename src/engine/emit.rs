@@ -22,6 +22,8 @@ impl Cause {
         self.id.clear();
         self.id.push_str(id);
         self.event_id.clear();
+        // Once per user: growing by doubling costs several times as much.
+        self.event_id.reserve(64);
         match position {
             Some(p) => {
                 self.event_id.push_str(p.topic);

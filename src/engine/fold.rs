@@ -18,6 +18,7 @@ use super::state::{self, Directory as Facts, INSIGHTS_PER_DAY_MAX, SignalEntry, 
 use super::{Context, Input, Numbers, Outcome, Position, Sink, headline, timer};
 use crate::domain::chronology::{ChronologyEntry, Insight, NameCount, Pivot, SignalFacts};
 use crate::domain::directory::{Directory, GROUPS_MAX};
+use crate::domain::envelope::Envelope;
 use crate::domain::policy::Trigger;
 use crate::domain::signal::{Destination, Op, RESOURCES_MAX, RawPosition, Signal};
 use crate::domain::time::DAY_MS;
@@ -385,11 +386,13 @@ fn activity_entry(
     headline::activity(&mut words, signal, checked.op, title, user, (day, code));
     let day_text = day_text(signal, checked, day);
     insight_id.clear();
+    insight_id.reserve(48);
     for part in [indicator.map_or("", |i| &i.id), "@", &day_text] {
         insight_id.push_str(part);
     }
     let now = user.day(day).and_then(|d| d.insights.iter().find(|i| i.code == code));
     let tops = now.map(|now| tops(now, signal, &checked.entry)).unwrap_or_default();
+    // Every field by name: what `emit` fills in is not worth building and moving a default of the whole entry.
     let entry = ChronologyEntry {
         kind: Text::borrowed(if correction { "correction" } else { "activity" }),
         category: indicator.map(|i| Text::borrowed(i.category.as_str())),
@@ -408,7 +411,13 @@ fn activity_entry(
         level_after: Text::borrowed(Level::of(after.score_milli).as_str()),
         alert_ids: alert_ids.map(|a| Text::from(uuid_text(&a.id))).collect(),
         flags: flags(checked, ctx),
-        ..ChronologyEntry::default()
+        envelope: Envelope::default(),
+        entry_id: Text::default(),
+        seq: 0,
+        hash: Text::default(),
+        prev_hash: Text::default(),
+        supersedes: None,
+        case_ids: Vec::new(),
     };
     emit.entry(&mut user.head, checked.at, entry);
     (emit.cause.headline, emit.cause.insight_id) = (words, insight_id);

@@ -16,6 +16,7 @@ pub const HEADLINE_MAX: usize = 140;
 /// Written into `text`, which is emptied first.
 pub fn activity(text: &mut String, signal: &Signal<'_>, op: Op, title: &str, user: &User, (day, code): (Day, u16)) {
     text.clear();
+    text.reserve(128);
     match op {
         Op::Create => {}
         Op::Revise => text.push_str("Revised: "),

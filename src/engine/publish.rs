@@ -267,7 +267,7 @@ fn truncated(limits: u32) -> Vec<Text<'static>> {
 }
 
 fn level<'u>(user: &User, sum: &Sum, published: &Published, ctx: &Context<'u>) -> RiskLevel<'u> {
-    let mut reasons: Vec<(i64, Category)> =
+    let mut reasons: smallvec::SmallVec<[(i64, Category); 7]> =
         Category::ALL.into_iter().map(|c| (-sum.categories[c as usize], c)).filter(|r| r.0 < 0).collect();
     reasons.sort_unstable();
     RiskLevel {

@@ -162,7 +162,12 @@ impl Known {
 
 /// Enough of a content hash to tell sets apart; `None` for a set without one.
 fn beginning(policies: &PolicySet) -> Option<[u8; 16]> {
-    policies.hash.as_bytes().first_chunk().copied()
+    let hash = policies.hash.as_bytes();
+    hash.first_chunk().copied().or_else(|| {
+        let mut beginning = [0; 16];
+        beginning[..hash.len()].copy_from_slice(hash);
+        (!hash.is_empty()).then_some(beginning)
+    })
 }
 
 impl<'a> Curve<'a> {
