@@ -14,16 +14,19 @@ pub struct Text<'a>(Cow<'a, str>);
 
 impl<'a> Text<'a> {
     /// Text that borrows from static or longer-lived memory.
+    #[inline]
     pub const fn borrowed(text: &'a str) -> Self {
         Text(Cow::Borrowed(text))
     }
 
     /// The text itself.
+    #[inline]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// A copy that borrows from `self`.
+    #[inline]
     pub fn reborrow(&self) -> Text<'_> {
         Text(Cow::Borrowed(&self.0))
     }
@@ -41,18 +44,21 @@ impl<'a> Text<'a> {
 
 impl Deref for Text<'_> {
     type Target = str;
+    #[inline]
     fn deref(&self) -> &str {
         &self.0
     }
 }
 
 impl<'a> From<&'a str> for Text<'a> {
+    #[inline]
     fn from(text: &'a str) -> Self {
         Text(Cow::Borrowed(text))
     }
 }
 
 impl From<String> for Text<'_> {
+    #[inline]
     fn from(text: String) -> Self {
         Text(Cow::Owned(text))
     }

@@ -11,7 +11,7 @@ use crate::domain::Text;
 use crate::domain::command::{Actor, Command, SwitchPolicies};
 use crate::domain::record::{Journal, PolicySetRecord};
 use crate::topology::{META_KEY, Topic};
-use crate::wire::avro::{Decoder, Encoder, Schemas};
+use crate::wire::avro::{Decoder, Encoder, Record, Schemas};
 
 /// How long new topics may take until every broker knows them.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -185,7 +185,7 @@ impl<'a, L: Log, W: Write, C: Clock> Installer<'a, L, W, C> {
         self.put(Topic::CaseCommands, partition, b"", &value)
     }
 
-    fn encode<T: serde::Serialize>(&mut self, topic: Topic, record: &T, out: &mut Vec<u8>) -> Result<(), Error> {
+    fn encode<T: Record>(&mut self, topic: Topic, record: &T, out: &mut Vec<u8>) -> Result<(), Error> {
         let encoded = self.encoder.encode(topic, record, out);
         encoded.map_err(|e| Error::new(ErrorKind::TooLarge, format!("could not write to {}", topic.name()), e))
     }

@@ -526,7 +526,7 @@ struct Headed<'a> {
 /// The record that an output's envelope names: latest values carry no header of one.
 fn cause_of(decoder: &mut Decoder, record: &RecordRef<'_>) -> Option<(String, i32, i64)> {
     let topic = Topic::by_name(record.topic)?;
-    let output: Headed<'_> = decoder.decode(topic, record.value?, record.headers).ok()?;
+    let output: Headed<'_> = decoder.decode_any(topic, record.value?, record.headers).ok()?;
     let cause = output.envelope.cause;
     Some((cause.topic?.to_string(), i32::try_from(cause.partition?).ok()?, cause.offset?))
 }

@@ -8,18 +8,19 @@ use std::io::BufRead;
 use std::sync::{Arc, LazyLock, RwLock};
 
 use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_avro_fast::de::read::SliceRead;
 use serde_avro_fast::de::{DeError, DeserializerConfig, DeserializerState};
-use serde_avro_fast::ser::{SerializerConfig, SerializerState};
 
-use super::framing::{self, FramingError, SchemaName};
+use super::framing::{self, FramingError, PREFIX_BYTES, SchemaName};
 use crate::topology::{INPUT_BYTES_MAX, OUTPUT_BYTES_MAX, TOPICS, Topic};
 
 mod guard;
 mod plain;
+mod records;
 
 pub use guard::{SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, SCHEMA_NODES_MAX, check as check_schema};
+pub use plain::{Put, Reader, Record, Take};
 
 /// Most elements of one list or map.
 pub const SEQUENCE_MAX: usize = 100_000;
@@ -67,7 +68,6 @@ pub struct Subject {
     pub name: String,
     /// Oldest first, never empty.
     pub versions: Vec<Version>,
-    fast: serde_avro_fast::Schema,
     reference: apache_avro::Schema,
 }
 
@@ -91,10 +91,9 @@ static SUBJECTS: LazyLock<Vec<Subject>> = LazyLock::new(|| {
                 .map(|(version, (&local_id, &text))| Version { version, local_id, text })
                 .collect();
             let text = texts.last().expect("every subject has a version");
-            let fast = text.parse().unwrap_or_else(|e| panic!("the schema of {name} must parse: {e}"));
             let reference =
                 apache_avro::Schema::parse_str(text).unwrap_or_else(|e| panic!("the schema of {name} must parse: {e}"));
-            Subject { topic, name, versions, fast, reference }
+            Subject { topic, name, versions, reference }
         })
         .collect()
 });
@@ -143,9 +142,11 @@ pub enum RegistryError {
 /// The verdict on a writer's schema for one topic.
 #[derive(Clone)]
 enum Writer {
-    /// Its schema is the one we write ourselves.
-    Ours(Arc<serde_avro_fast::Schema>),
-    Fits(Arc<serde_avro_fast::Schema>),
+    /// `ours`: it is the schema we write ourselves.
+    Fits {
+        schema: Arc<serde_avro_fast::Schema>,
+        ours: bool,
+    },
     Mismatch(Arc<str>),
 }
 
@@ -229,8 +230,7 @@ fn judge(topic: Topic, text: &str) -> Writer {
         Ok((ours, Arc::new(schema)))
     })();
     match verdict {
-        Ok((true, schema)) => Writer::Ours(schema),
-        Ok((false, schema)) => Writer::Fits(schema),
+        Ok((ours, schema)) => Writer::Fits { schema, ours },
         Err(why) => Writer::Mismatch(why.into()),
     }
 }
@@ -255,52 +255,66 @@ impl EncodeError {
     }
 }
 
-/// Writes values; keeps its buffers between calls.
+/// Bytes to write into at first; most values are smaller.
+const ROOM: usize = 2_048;
+
+/// Writes values.
 pub struct Encoder {
-    schemas: Arc<Schemas>,
-    /// By `Topic as usize`.
-    configs: [Option<SerializerConfig<'static>>; TOPICS.len()],
-    /// Name and number of fields of the topic's record, by `Topic as usize`.
-    shapes: [(&'static str, usize); TOPICS.len()],
+    /// What stands in front of a topic's values, and the name of their record, by `Topic as usize`.
+    heads: [Option<([u8; PREFIX_BYTES], &'static str)>; TOPICS.len()],
 }
 
 impl Encoder {
     /// An encoder that writes the ids of `schemas`.
-    pub fn new(schemas: &Arc<Schemas>) -> Encoder {
-        let mut configs = [const { None }; TOPICS.len()];
-        let mut shapes = [("", 0); TOPICS.len()];
+    pub fn new(schemas: &Schemas) -> Encoder {
+        let mut heads = [None; TOPICS.len()];
         for subject in subjects() {
-            configs[subject.topic as usize] = Some(SerializerConfig::new(&subject.fast));
-            if let apache_avro::Schema::Record(record) = &subject.reference {
-                shapes[subject.topic as usize] = (record.name.name(), record.fields.len());
-            }
+            let name = subject.reference.name().expect("the value of a topic is a record").name();
+            heads[subject.topic as usize] = schemas.id(subject.topic).map(|id| (framing::prefix(id), name));
         }
-        Encoder { schemas: schemas.clone(), configs, shapes }
+        Encoder { heads }
     }
 
     /// Appends the framed value to `out`, which is left as it was on an error.
-    pub fn encode<T: Serialize>(&mut self, topic: Topic, value: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        let shape = |cause: String| EncodeError::Shape { topic: topic.name(), cause };
-        let start = out.len();
-        let (Some(id), Some(config)) = (self.schemas.id(topic), &mut self.configs[topic as usize]) else {
-            return Err(shape("the topic carries no avro".into()));
-        };
-        framing::push_prefix(id, out);
-        let (body, (name, fields)) = (out.len(), self.shapes[topic as usize]);
-        let written = plain::write(value, name, fields, out).or_else(|_| {
-            out.truncate(body);
-            let mut state = SerializerState::from_writer(&mut *out, config);
-            value.serialize(state.serializer()).map(|_| ())
-        });
-        let (bytes, max) = (out.len() - start, value_bytes_max(topic));
-        let result = match written {
-            Err(error) => Err(shape(error.to_string())),
-            Ok(_) if bytes > max => Err(EncodeError::TooLarge { topic: topic.name(), bytes, max }),
-            Ok(_) => return Ok(()),
-        };
-        out.truncate(start);
-        result
+    pub fn encode<T: Record>(&mut self, topic: Topic, value: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let (start, mut room) = (out.len(), ROOM);
+        loop {
+            out.resize(start + room, 0);
+            let written = self.write(topic, value, &mut out[start..]).transpose();
+            match written {
+                Some(Ok(bytes)) => out.truncate(start + bytes),
+                Some(Err(_)) => out.truncate(start),
+                None => {
+                    room *= 4;
+                    continue;
+                }
+            }
+            return written.unwrap_or(Ok(0)).map(|_| ());
+        }
     }
+
+    /// Writes the framed value to the beginning of `room`, and returns its length; `None` where the room is too small.
+    #[inline]
+    pub fn write<T: Record>(&self, topic: Topic, value: &T, room: &mut [u8]) -> Result<Option<usize>, EncodeError> {
+        let prefix = match &self.heads[topic as usize] {
+            Some((prefix, name)) if *name == T::NAME => prefix,
+            head => return Err(another_shape(topic, head.map(|(_, name)| name), T::NAME)),
+        };
+        let Some((head, body)) = room.split_first_chunk_mut() else { return Ok(None) };
+        *head = *prefix;
+        let Some(bytes) = plain::write(value, body) else { return Ok(None) };
+        let (bytes, max) = (PREFIX_BYTES + bytes, value_bytes_max(topic));
+        if bytes > max { Err(EncodeError::TooLarge { topic: topic.name(), bytes, max }) } else { Ok(Some(bytes)) }
+    }
+}
+
+#[cold]
+fn another_shape(topic: Topic, expected: Option<&str>, found: &str) -> EncodeError {
+    let cause = match expected {
+        Some(expected) => format!("a {found} is no {expected}"),
+        None => "the topic carries no avro".to_owned(),
+    };
+    EncodeError::Shape { topic: topic.name(), cause }
 }
 
 /// Why a value could not be read. Messages carry no field values.
@@ -364,30 +378,74 @@ pub struct Decoder {
     schemas: Arc<Schemas>,
     /// By `Topic as usize`; at most `MET_MAX` each, usually one.
     met: [Vec<(SchemaName, Writer)>; TOPICS.len()],
+    /// What stands in front of a value that was written with our own schema, once one was met, by `Topic as usize`.
+    ours: [Option<[u8; PREFIX_BYTES]>; TOPICS.len()],
 }
 
 impl Decoder {
     /// A decoder of what `schemas` knows.
     pub fn new(schemas: &Arc<Schemas>) -> Decoder {
-        Decoder { schemas: schemas.clone(), met: [const { Vec::new() }; TOPICS.len()] }
+        let (met, ours) = ([const { Vec::new() }; TOPICS.len()], [None; TOPICS.len()]);
+        Decoder { schemas: schemas.clone(), met, ours }
     }
 
     /// Reads one value, borrowing from it.
-    pub fn decode<'a, T: Deserialize<'a>>(
+    #[inline]
+    pub fn decode<'a, T: Take<'a>>(
         &mut self,
         topic: Topic,
         value: &'a [u8],
         headers: &[(&str, Option<&[u8]>)],
     ) -> Result<T, DecodeError> {
+        if let Some((prefix, body)) = value.split_first_chunk()
+            && self.ours[topic as usize].as_ref() == Some(prefix)
+            && value.len() <= value_bytes_max(topic)
+            && !framing::has_header(headers)
+            && let Ok(read) = plain::read(body)
+        {
+            return Ok(read);
+        }
+        self.decode_slowly(topic, value, headers)
+    }
+
+    /// What `decode` does not see to be our own and as usual.
+    #[inline(never)]
+    fn decode_slowly<'a, T: Take<'a>>(
+        &mut self,
+        topic: Topic,
+        value: &'a [u8],
+        headers: &[(&str, Option<&[u8]>)],
+    ) -> Result<T, DecodeError> {
+        let (schema, ours, body) = self.open(topic, value, headers)?;
+        // What the short way refuses is read again the long way, which knows why.
+        if ours { plain::read(body).or_else(|_| read(schema, body)) } else { read(schema, body) }
+    }
+
+    /// Reads a value into a type with only some of the record's fields.
+    pub fn decode_any<'a, T: Deserialize<'a>>(
+        &mut self,
+        topic: Topic,
+        value: &'a [u8],
+        headers: &[(&str, Option<&[u8]>)],
+    ) -> Result<T, DecodeError> {
+        let (schema, _, body) = self.open(topic, value, headers)?;
+        read(schema, body)
+    }
+
+    /// The schema a value was written with, whether it is the one we write, and the value's body.
+    fn open<'a>(
+        &mut self,
+        topic: Topic,
+        value: &'a [u8],
+        headers: &[(&str, Option<&[u8]>)],
+    ) -> Result<(&serde_avro_fast::Schema, bool, &'a [u8]), DecodeError> {
         let (bytes, max) = (value.len(), value_bytes_max(topic));
         if bytes > max {
             return Err(DecodeError::TooLarge { bytes, max });
         }
         let (name, body) = framing::split(value, headers)?;
         match self.writer(topic, name)? {
-            // What the short way refuses is read again the long way, which knows why.
-            Writer::Ours(schema) => plain::read(body).or_else(|_| read(schema, body)),
-            Writer::Fits(schema) => read(schema, body),
+            Writer::Fits { schema, ours } => Ok((schema, *ours, body)),
             Writer::Mismatch(why) => Err(DecodeError::Mismatch { name, why: why.clone() }),
         }
     }
@@ -400,6 +458,9 @@ impl Decoder {
                 let writer = self.schemas.writer(topic, name)?;
                 if met.len() >= MET_MAX {
                     met.clear();
+                }
+                if let (Writer::Fits { ours: true, .. }, SchemaName::Id(id)) = (&writer, name) {
+                    self.ours[topic as usize] = Some(framing::prefix(id));
                 }
                 met.push((name, writer));
                 met.len() - 1

@@ -42,15 +42,26 @@ pub enum FramingError {
     Truncated,
 }
 
-/// Appends the prefix of the id form.
-pub fn push_prefix(id: u32, out: &mut Vec<u8>) {
-    out.push(MAGIC_ID);
-    out.extend_from_slice(&id.to_be_bytes());
+/// The prefix of the id form.
+pub const fn prefix(id: u32) -> [u8; PREFIX_BYTES] {
+    let [a, b, c, d] = id.to_be_bytes();
+    [MAGIC_ID, a, b, c, d]
+}
+
+/// Whether a header names the schema.
+#[inline]
+pub fn has_header(headers: &[(&str, Option<&[u8]>)]) -> bool {
+    header(headers).is_some()
+}
+
+#[inline]
+fn header<'a>(headers: &[(&str, Option<&'a [u8]>)]) -> Option<&'a [u8]> {
+    headers.iter().find_map(|(key, name)| name.filter(|_| *key == SCHEMA_HEADER))
 }
 
 /// The schema's name and the Avro body. The header form wins where the header is present.
 pub fn split<'a>(value: &'a [u8], headers: &[(&str, Option<&[u8]>)]) -> Result<(SchemaName, &'a [u8]), FramingError> {
-    if let Some((_, Some(name))) = headers.iter().find(|(key, name)| *key == SCHEMA_HEADER && name.is_some()) {
+    if let Some(name) = header(headers) {
         let (name, rest) = read_name(name)?;
         return if rest.is_empty() { Ok((name, value)) } else { Err(FramingError::Magic(rest[0])) };
     }
@@ -102,9 +113,7 @@ mod tests {
         ] {
             assert_eq!(split(value, headers), expect, "{value:?} {headers:?}");
         }
-        let mut out = vec![1];
-        push_prefix(258, &mut out);
-        assert_eq!(out, [1, 0, 0, 0, 1, 2]);
+        assert_eq!(prefix(258), [0, 0, 0, 1, 2]);
         assert_eq!(SchemaName::Guid(guid).to_string(), "guid 07070707-0707-0707-0707-070707070707");
     }
 }

@@ -51,8 +51,8 @@ pub const fn event_type(topic: Topic) -> &'static str {
     }
 }
 
-/// The headers of every output record of a topic, name and value; `ce_id` comes second, after the first of them.
-pub const fn fixed(topic: Topic) -> [(&'static str, &'static [u8]); 4] {
+/// The headers of every output record of a topic besides its id.
+const fn fixed(topic: Topic) -> [(&'static str, &'static [u8]); 4] {
     [SPEC_VERSION, SOURCE, ("ce_type", event_type(topic).as_bytes()), CONTENT_TYPE]
 }
 

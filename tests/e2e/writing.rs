@@ -5,11 +5,10 @@
 use std::time::Duration;
 
 use casestream::topology::Topic;
-use casestream::wire::avro::{Encoder, Schemas};
+use casestream::wire::avro::{Encoder, Record, Schemas};
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use serde::Serialize;
 
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -61,7 +60,7 @@ impl Feed {
 }
 
 /// A value in our framing, with our schema.
-pub fn encoded<T: Serialize>(topic: Topic, value: &T) -> Vec<u8> {
+pub fn encoded<T: Record>(topic: Topic, value: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     Encoder::new(&Schemas::built_in()).encode(topic, value, &mut bytes).expect("a valid record");
     bytes

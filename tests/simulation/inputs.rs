@@ -14,8 +14,7 @@ use casestream::domain::{Text, Timestamp};
 use casestream::runtime::partition::PolicySource;
 use casestream::runtime::ports::Outgoing;
 use casestream::topology::Topic;
-use casestream::wire::avro::{Encoder, Schemas};
-use serde::Serialize;
+use casestream::wire::avro::{Encoder, Record, Schemas};
 
 use super::driver;
 use super::world::{Rng, Shared, World, lock};
@@ -125,7 +124,7 @@ impl Producer {
         }
     }
 
-    fn ready<T: Serialize>(&mut self, topic: Topic, partition: i32, key: &str, value: &T) -> Ready {
+    fn ready<T: Record>(&mut self, topic: Topic, partition: i32, key: &str, value: &T) -> Ready {
         let mut bytes = Vec::new();
         self.encoder.encode(topic, value, &mut bytes).expect("the input has the schema's shape");
         Ready { topic, partition, key: key.as_bytes().to_vec(), value: Some(bytes) }

@@ -25,7 +25,7 @@ use crate::runtime::batch::{BASELINES, BatchRecord, COMMANDS, DIRECTORY, INPUTS,
 use crate::runtime::pseudonym_key::is_internal;
 use crate::runtime::telemetry::Limit;
 use crate::topology::{META_KEY, Topic};
-use crate::wire::avro::{DecodeError, Decoder, Encoder};
+use crate::wire::avro::{DecodeError, Decoder, Encoder, Take};
 use crate::wire::dead_letter::Stage;
 use crate::wire::headers::{self, Origin};
 use crate::wire::state::{self, UserBytes};
@@ -471,7 +471,7 @@ impl<'f, 't> Fold<'f, 't> {
     }
 
     /// Decodes a value; what cannot be decoded is dealt with here.
-    fn decode<'r, T: serde::Deserialize<'r>>(&mut self, record: &BatchRecord<'r>, topic: Topic) -> Option<T> {
+    fn decode<'r, T: Take<'r>>(&mut self, record: &BatchRecord<'r>, topic: Topic) -> Option<T> {
         let Some(value) = record.value else {
             self.dead_undecoded(record, DecodeError::Empty.code(), "the record has no value");
             return None;

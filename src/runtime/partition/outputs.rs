@@ -3,9 +3,6 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
-use smallvec::SmallVec;
-
 use crate::domain::Timestamp;
 use crate::domain::alert::Alert;
 use crate::domain::chronology::ChronologyEntry;
@@ -14,8 +11,8 @@ use crate::domain::score::{RiskLevel, RiskScore};
 use crate::engine::Sink;
 use crate::runtime::ports::Outgoing;
 use crate::topology::{OUTPUT_BYTES_MAX, Topic};
-use crate::wire::avro::{EncodeError, Encoder};
-use crate::wire::headers;
+use crate::wire::avro::{EncodeError, Encoder, Record as AvroRecord};
+use crate::wire::{headers, utf8};
 
 /// An input record, as the cause of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,18 +22,18 @@ pub struct RecordId {
     pub offset: i64,
 }
 
-/// A piece of a header.
-#[derive(Clone, Copy, Debug)]
-enum Piece {
-    /// The same for all records of a topic.
-    Fixed(&'static [u8]),
-    Copied(Span),
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Span {
     at: usize,
     len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Headers {
+    /// Of an event, see `headers::event`; the others are the same for all records of a topic.
+    Event { id: Span, origin: Option<Span>, traceparent: Option<Span> },
+    /// Names and values between two positions in `Outputs::headers`.
+    Listed(usize, usize),
 }
 
 #[derive(Clone, Debug)]
@@ -53,10 +50,13 @@ struct Record {
     partition: i32,
     key: Option<Span>,
     value: Value,
-    headers: (usize, usize),
+    headers: Headers,
     timestamp: Option<Timestamp>,
     cause: Option<RecordId>,
 }
+
+/// Bytes by which the room of the arena grows.
+const GROWTH: usize = 256 << 10;
 
 /// A point to go back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,9 +69,11 @@ pub struct Mark {
 /// The records of one transaction.
 #[derive(Debug, Default)]
 pub struct Outputs {
+    /// The first `used` bytes are taken; the others are room that was used before.
     bytes: Vec<u8>,
+    used: usize,
     records: Vec<Record>,
-    headers: Vec<(Piece, Piece)>,
+    headers: Vec<(Span, Span)>,
     /// Record, severity and policy of each alert that was opened.
     opened: Vec<(usize, String, String)>,
 }
@@ -84,12 +86,12 @@ impl Outputs {
 
     /// Where the next record will begin.
     pub fn mark(&self) -> Mark {
-        Mark { bytes: self.bytes.len(), records: self.records.len(), headers: self.headers.len() }
+        Mark { bytes: self.used, records: self.records.len(), headers: self.headers.len() }
     }
 
     /// Forgets everything after a mark.
     pub fn truncate(&mut self, mark: Mark) {
-        self.bytes.truncate(mark.bytes);
+        self.used = mark.bytes;
         self.records.truncate(mark.records);
         self.headers.truncate(mark.headers);
         self.opened.retain(|(record, ..)| *record < mark.records);
@@ -118,7 +120,7 @@ impl Outputs {
             partition,
             key: None,
             value: Value::Tombstone,
-            headers: (start.headers, start.headers),
+            headers: Headers::Listed(start.headers, start.headers),
             timestamp: None,
             cause: None,
         };
@@ -127,13 +129,16 @@ impl Outputs {
 
     /// Hands every record to `each`, in the order of writing, with the input record that caused it.
     pub fn try_each<E>(&self, mut each: impl FnMut(&Outgoing<'_>, Option<RecordId>) -> Result<(), E>) -> Result<(), E> {
-        let mut headers: SmallVec<[(&str, &[u8]); 16]> = SmallVec::new();
         for record in &self.records {
-            headers.clear();
-            for (name, value) in &self.headers[record.headers.0..record.headers.1] {
-                let name = std::str::from_utf8(self.piece(*name)).expect("copied from text");
-                headers.push((name, self.piece(*value)));
-            }
+            let headers = match record.headers {
+                Headers::Event { id, origin, traceparent } => {
+                    let [origin, traceparent] = [origin, traceparent].map(|value| value.map(|value| self.span(value)));
+                    headers::event(record.topic, self.text(id), origin, traceparent)
+                }
+                Headers::Listed(from, to) => {
+                    self.headers[from..to].iter().map(|(name, value)| (self.text(*name), self.span(*value))).collect()
+                }
+            };
             let outgoing = Outgoing {
                 topic: record.topic.name(),
                 partition: record.partition,
@@ -155,17 +160,34 @@ impl Outputs {
         &self.bytes[span.at..][..span.len]
     }
 
-    fn piece(&self, piece: Piece) -> &[u8] {
-        match piece {
-            Piece::Fixed(bytes) => bytes,
-            Piece::Copied(span) => self.span(span),
-        }
+    fn text(&self, span: Span) -> &str {
+        utf8::text(self.span(span)).expect("copied from text")
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Span {
-        let at = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        Span { at, len: bytes.len() }
+        let span = Span { at: self.used, len: bytes.len() };
+        self.used += bytes.len();
+        while self.bytes.len() < self.used {
+            self.grow();
+        }
+        self.bytes[span.at..self.used].copy_from_slice(bytes);
+        span
+    }
+
+    fn encode<T: AvroRecord>(&mut self, encoder: &Encoder, topic: Topic, value: &T) -> Result<Span, EncodeError> {
+        loop {
+            if let Some(len) = encoder.write(topic, value, &mut self.bytes[self.used..])? {
+                let span = Span { at: self.used, len };
+                self.used += len;
+                return Ok(span);
+            }
+            self.grow();
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        self.bytes.resize(self.bytes.len() + GROWTH, 0);
     }
 }
 
@@ -205,10 +227,8 @@ impl Writer<'_> {
     }
 
     /// Encodes the value in place.
-    pub fn encoded<T: Serialize>(mut self, encoder: &mut Encoder, value: &T) -> Result<Self, EncodeError> {
-        let at = self.outputs.bytes.len();
-        encoder.encode(self.record.topic, value, &mut self.outputs.bytes)?;
-        self.record.value = Value::Copied(Span { at, len: self.outputs.bytes.len() - at });
+    pub fn encoded<T: AvroRecord>(mut self, encoder: &mut Encoder, value: &T) -> Result<Self, EncodeError> {
+        self.record.value = Value::Copied(self.outputs.encode(encoder, self.record.topic, value)?);
         Ok(self)
     }
 
@@ -224,36 +244,31 @@ impl Writer<'_> {
         self
     }
 
-    /// Adds headers, names included.
-    pub fn headers(self, list: &[(&str, &[u8])]) -> Self {
+    /// Adds headers, names included. A record of an event has no others.
+    pub fn headers(mut self, list: &[(&str, &[u8])]) -> Self {
         for (name, value) in list {
-            let name = self.outputs.copy(name.as_bytes());
-            let value = self.outputs.copy(value);
-            self.outputs.headers.push((Piece::Copied(name), Piece::Copied(value)));
+            let header = (self.outputs.copy(name.as_bytes()), self.outputs.copy(value));
+            self.outputs.headers.push(header);
         }
+        assert!(matches!(self.record.headers, Headers::Listed(..)), "the headers of an event are fixed");
+        self.record.headers = Headers::Listed(self.start.headers, self.outputs.headers.len());
         self
     }
 
-    /// Adds the headers of an event, see `headers::event`; only what differs between records is copied.
-    pub fn event(self, event_id: &str, origin: Option<&[u8]>, traceparent: Option<&[u8]>) -> Self {
-        let fixed = |(name, value): (&'static str, &'static [u8])| (Piece::Fixed(name.as_bytes()), Piece::Fixed(value));
-        let [version, source, kind, content] = headers::fixed(self.record.topic).map(fixed);
+    /// Gives the record the headers of an event, see `headers::event`; only what differs between records is copied.
+    pub fn event(mut self, event_id: &str, origin: Option<&[u8]>, traceparent: Option<&[u8]>) -> Self {
+        assert!(self.outputs.headers.len() == self.start.headers, "the headers of an event are fixed");
         let outputs = &mut *self.outputs;
-        let mut copied =
-            |name: &'static str, value: &[u8]| (Piece::Fixed(name.as_bytes()), Piece::Copied(outputs.copy(value)));
-        let id = copied(headers::EVENT_ID, event_id.as_bytes());
-        let origin = origin.map(|origin| copied(headers::ORIGIN, origin));
-        let traceparent = traceparent.map(|traceparent| copied(headers::TRACEPARENT, traceparent));
-        outputs.headers.extend([version, id, source, kind, content]);
-        outputs.headers.extend(origin.into_iter().chain(traceparent));
+        let id = outputs.copy(event_id.as_bytes());
+        let [origin, traceparent] = [origin, traceparent].map(|value| value.map(|value| outputs.copy(value)));
+        self.record.headers = Headers::Event { id, origin, traceparent };
         self
     }
 
     /// Makes the record exist, unless it is larger than the broker takes.
     pub fn finish(mut self) -> Result<(), EncodeError> {
-        self.record.headers.1 = self.outputs.headers.len();
         let shared = if let Value::Shared(bytes) = &self.record.value { bytes.len() } else { 0 };
-        let bytes = self.outputs.bytes.len() - self.start.bytes + shared;
+        let bytes = self.outputs.used - self.start.bytes + shared;
         if bytes > OUTPUT_BYTES_MAX {
             return Err(EncodeError::TooLarge { topic: self.record.topic.name(), bytes, max: OUTPUT_BYTES_MAX });
         }
@@ -287,7 +302,7 @@ pub struct Publisher<'a> {
 }
 
 impl Publisher<'_> {
-    fn publish<T: Serialize>(&mut self, topic: Topic, key: &str, envelope: &Envelope<'_>, value: &T) {
+    fn publish<T: AvroRecord>(&mut self, topic: Topic, key: &str, envelope: &Envelope<'_>, value: &T) {
         let writer = self.outputs.record(topic, self.partition).key(key.as_bytes()).cause(self.cause);
         let writer = writer.event(&envelope.event_id, self.origin, self.traceparent);
         let written = writer.encoded(self.encoder, value).and_then(Writer::finish);
