@@ -54,7 +54,7 @@ impl Input {
     /// Refuses what does not fit together, saying what to change.
     pub fn new(form: Form, keys: json::Keys, csv: Option<Csv>) -> Result<Input, String> {
         match (&csv, form) {
-            (None, Form::Csv) => return Err("`input = \"csv\"` needs a table `[csv]` with `columns`".to_owned()),
+            (None, Form::Csv) => return Err("`input = \"csv\"` needs a table `[csv]` with `csv.columns`".to_owned()),
             (Some(csv), Form::Csv) if csv.columns.is_empty() || csv.columns.iter().any(|c| c.trim().is_empty()) => {
                 return Err("`csv.columns` must name every field of a line".to_owned());
             }
