@@ -506,3 +506,79 @@ fn a_record_maps_whole_or_not_at_all() {
     assert!(run(&format!("{one},{broken}")).starts_with("dead signal.bad_indicator (signal 1"));
     assert!(run(&vec![one; 101].join(",")).starts_with("dead signal.too_many"));
 }
+
+fn example_file(name: &str) -> String {
+    std::fs::read_to_string(repository().join("examples/plain-json").join(name)).unwrap()
+}
+
+/// The plain form's mapping, with a program in front that shapes the event first.
+fn plain_json_behind(program: &str) -> Mapping {
+    let text = std::fs::read_to_string(repository().join("config/mappings/generic/plain-json.toml")).unwrap();
+    let text = text.replacen("program = '''\n", &format!("program = '''\n{program}\n"), 1);
+    Mapping::parse("plain-json.toml", &text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// What the collectors of `examples/plain-json` write is what the plain form reads. Vector's program is the same
+/// language: it runs here as it stands.
+#[test]
+fn collectors_write_the_plain_form() {
+    let vector: toml::Table = example_file("vector.toml").parse().unwrap();
+    let source = vector["transforms"]["plain"]["source"].as_str().unwrap();
+    let input = vector["tests"][0]["inputs"][0]["value"].as_str().unwrap();
+    let event = serde_json::json!({ "message": input }).to_string();
+    for (name, mut mapping, event, expect) in [
+        (
+            "vector",
+            plain_json_behind(source),
+            event,
+            "create removable_media_copy by sid:s-1-5-21-7 at 2026-03-02T08:15:30.000Z id u-1 allowed bytes 2048 to external device:sn-42 file [plan.xlsx]",
+        ),
+        (
+            "fluent-bit",
+            plain_json_behind(""),
+            example_file("fluent-bit.expected.json"),
+            "create print by upn:ann@example.com at 2026-03-02T07:15:30.000Z id job-7 allowed document=plan.xlsx printer=2nd floor",
+        ),
+        (
+            "kafka-connect",
+            plain_json_behind(""),
+            example_file("kafka-connect.expected.json"),
+            "create badge_denied by upn:ann@example.com at 2026-03-02T08:15:30.000Z id 4711 blocked",
+        ),
+    ] {
+        assert_eq!(describe(&mapping.run(event.as_bytes(), &at(0))), [expect], "{name}");
+    }
+    let connect: serde_json::Value = serde_json::from_str(&example_file("kafka-connect.json")).unwrap();
+    let query = connect["config"]["query"].as_str().unwrap();
+    let event: serde_json::Value = serde_json::from_str(&example_file("kafka-connect.expected.json")).unwrap();
+    for field in event.as_object().unwrap().keys() {
+        assert!(query.contains(field), "the query selects `{field}`");
+    }
+}
+
+/// The schema of the plain form names what its mapping reads, and the page explains each.
+#[test]
+fn the_plain_form_is_described() {
+    let schema: serde_json::Value = serde_json::from_str(&example_file("schema.json")).unwrap();
+    let mapping = std::fs::read_to_string(repository().join("config/mappings/generic/plain-json.toml")).unwrap();
+    let page = std::fs::read_to_string(repository().join("docs/plain-json.md")).unwrap();
+    let read = |name: &str| mapping.contains(&format!(".{name}"));
+    for name in schema["properties"].as_object().unwrap().keys() {
+        assert!(read(name) && page.contains(&format!("| `{name}` |")), "{name}");
+    }
+    let event = page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let outcome = plain_json_behind("").run(event.as_bytes(), &at(0));
+    assert!(matches!(&outcome, Outcome::Signals(drafts) if drafts.len() == 1), "{:?}", describe(&outcome));
+}
+
+/// Every source has a part in docs/sources.md.
+#[test]
+fn every_source_is_documented() {
+    let page = std::fs::read_to_string(repository().join("docs/sources.md")).unwrap();
+    for (source, _) in SOURCES {
+        assert!(
+            page.contains(&format!("\n## {}\n", source.rsplit('/').next().unwrap())),
+            "docs/sources.md lacks {source}"
+        );
+    }
+}
