@@ -398,7 +398,7 @@ fn corpus(source: &str, file: Option<&str>) -> Vec<String> {
 /// How many mutated events are run over all sources; `CASESTREAM_MUTATIONS` and `CASESTREAM_SEED` choose other ones.
 fn mutations() -> (u64, u64) {
     let number = |name: &str, or: u64| std::env::var(name).ok().map_or(or, |n| n.parse().expect("a number"));
-    (number("CASESTREAM_MUTATIONS", 20_000), number("CASESTREAM_SEED", 20_261_124))
+    (number("CASESTREAM_MUTATIONS", 50_000), number("CASESTREAM_SEED", 20_261_124))
 }
 
 /// A mutated event; of a CEF or CSV line the text is mutated.
@@ -531,7 +531,7 @@ fn collectors_write_the_plain_form() {
             "vector",
             plain_json_behind(source),
             event,
-            "create removable_media_copy by sid:s-1-5-21-7 at 2026-03-02T08:15:30.000Z id u-1 allowed bytes 2048 to external device:sn-42 file [plan.xlsx]",
+            "create removable_media_copy by sid:s-1-5-21-7 at 2026-03-02T08:15:30.000Z id u-1 blocked bytes 2048 to external device:sn-42 file [plan.xlsx]",
         ),
         (
             "fluent-bit",
