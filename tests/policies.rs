@@ -32,7 +32,7 @@ fn the_shipped_set_compiles() {
     let compiled = compile_with_tests(&files).unwrap_or_else(|problems| panic!("{}", text(&problems)));
     let set = compiled.set;
     assert_eq!(set.hash, hash(&files));
-    assert_eq!(set.catalogue.indicators.len(), 42);
+    assert_eq!(set.catalogue.indicators.len(), 86);
     assert_eq!(compiled.tests.len(), 6);
     let facts: Vec<_> = set.policies.iter().map(|p| (p.id.as_str(), p.status, &p.trigger, p.open_at_milli)).collect();
     let dlp = Trigger::DlpMatch { severity: Level::High };

@@ -32,6 +32,8 @@ codes! {
     JsonMalformed "json.malformed" "the value is not one JSON document";
     JsonTooDeep "json.too_deep" "the document is nested deeper than 64 levels";
     JsonNotObject "json.not_object" "the document is not an object";
+    CefMalformed "cef.malformed" "the value is not a CEF line";
+    CsvMalformed "csv.malformed" "the value is not one CSV line with a field for every column of the mapping";
     MappingError "mapping.error" "the mapping's program failed on this event";
     MappingRejected "mapping.rejected" "the mapping's program refused this event";
     MappingBudget "mapping.budget" "the program ran more steps on this event than are allowed";

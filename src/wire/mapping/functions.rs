@@ -1,5 +1,6 @@
 //! Functions of our own in mapping programs: `text` and `list` for fields of any type, `lower_keys` and `pivot` for
-//! shapes, `domain_of` and `direction` for addresses, `table` for the file's tables. They exist because every vendor
+//! shapes, `json`, `cef` and `pairs` for what is packed into a text, `domain_of` and `direction` for addresses, `time`
+//! for forms of time, `table` for the file's tables. They exist because every vendor
 //! needs them, VRL programs cannot define functions, and a standard conversion that fails formats an error (about 1 µs)
 //! only to be replaced by `""`. They look at fields and variables where these lie: a field is copied when it is the
 //! result, not to be looked at.
@@ -17,6 +18,9 @@ use vrl::path::OwnedTargetPath;
 use vrl::value::kind::Collection;
 use vrl::value::{KeyString, ObjectMap, Value};
 
+use super::time_function::Time;
+use super::{formats, json};
+
 /// What this file adds to the standard functions.
 pub fn own() -> Vec<Box<dyn Function>> {
     vec![
@@ -26,6 +30,10 @@ pub fn own() -> Vec<Box<dyn Function>> {
         Box::new(Own { name: "pivot", usage: PIVOT, kind: kind::OBJECT, apply: pivot }),
         Box::new(Own { name: "domain_of", usage: DOMAIN_OF, kind: kind::BYTES | kind::NULL, apply: domain_of }),
         Box::new(Own { name: "direction", usage: DIRECTION, kind: kind::BYTES, apply: direction }),
+        Box::new(Own { name: "json", usage: JSON, kind: kind::OBJECT, apply: json_object }),
+        Box::new(Own { name: "cef", usage: CEF, kind: kind::OBJECT, apply: cef }),
+        Box::new(Own { name: "pairs", usage: PAIRS, kind: kind::OBJECT, apply: pairs }),
+        Box::new(Time),
         Box::new(Table),
     ]
 }
@@ -38,6 +46,10 @@ const PIVOT: &str = "An object from a list of {name, value} objects; the value m
                      multiValue, multiIntValue or a name/value list of its own. Entries of another shape are left out.";
 const DOMAIN_OF: &str = "The lower-case domain of an address, a URL or a domain; null if there is none.";
 const DIRECTION: &str = "internal, external or unknown: whether an address or domain is the company's own.";
+
+const JSON: &str = "The object itself, or the object that a text holds as JSON, else an empty one. Never fails.";
+const CEF: &str = "The fields of a CEF line, else an empty object; custom fields also by their labels, in `custom`.";
+const PAIRS: &str = "An object from a KEY=value;KEY=value list, whose values may hold semicolons.";
 
 /// Values are tried in this order; the first present wins.
 const VALUE_KEYS: [&str; 7] =
@@ -94,6 +106,22 @@ fn entry(value: &Value) -> Option<(KeyString, Value)> {
     let name = ["name", "Name"].into_iter().find_map(|key| map.get(key))?.to_key_string_lossy()?;
     let found = VALUE_KEYS.into_iter().find_map(|key| map.get(key));
     Some((name, found.cloned().unwrap_or(Value::Null)))
+}
+
+fn json_object(value: Cow<'_, Value>, _: &[Value]) -> Value {
+    if value.is_object() {
+        return value.into_owned();
+    }
+    let parsed = value.to_str().and_then(|text| json::parse_event(text.as_bytes(), json::Keys::AsWritten).ok());
+    parsed.unwrap_or_else(|| Value::Object(ObjectMap::new()))
+}
+
+fn cef(value: Cow<'_, Value>, _: &[Value]) -> Value {
+    Value::Object(value.to_str().and_then(formats::cef).unwrap_or_default())
+}
+
+fn pairs(value: Cow<'_, Value>, _: &[Value]) -> Value {
+    Value::Object(value.to_str().map(formats::pairs).unwrap_or_default())
 }
 
 fn domain_of(value: Cow<'_, Value>, _: &[Value]) -> Value {
@@ -192,7 +220,7 @@ impl FunctionExpression for OwnCall {
 
     fn type_def(&self, _: &TypeState) -> TypeDef {
         match self.own.name {
-            "pivot" | "lower_keys" => TypeDef::object(Collection::any()),
+            "pivot" | "lower_keys" | "json" | "cef" | "pairs" => TypeDef::object(Collection::any()),
             "list" => TypeDef::array(Collection::any()),
             "domain_of" => TypeDef::bytes().or_null(),
             _ => TypeDef::bytes(),

@@ -14,8 +14,12 @@ mod code;
 #[cfg(feature = "vrl")]
 mod examples;
 #[cfg(feature = "vrl")]
+mod formats;
+#[cfg(feature = "vrl")]
 mod functions;
 pub mod identity;
+#[cfg(feature = "vrl")]
+mod input;
 #[cfg(feature = "vrl")]
 mod json;
 #[cfg(feature = "vrl")]
@@ -26,6 +30,8 @@ mod program;
 mod signal_builder;
 #[cfg_attr(not(feature = "vrl"), allow(dead_code, reason = "without programs only names are cleaned"))]
 mod text;
+#[cfg(feature = "vrl")]
+mod time_function;
 #[cfg(feature = "vrl")]
 mod when;
 

@@ -16,6 +16,7 @@ use vrl::path::OwnedTargetPath;
 use vrl::value::{ObjectMap, Secrets, Value};
 
 use super::functions::TableNames;
+use super::input::{Csv, Event, Form, Input};
 use super::{Code, MapConfig, Mapper, Outcome, RawMeta, STEPS_MAX, json, profile, signal_builder};
 
 /// Largest mapping file, in bytes.
@@ -62,6 +63,10 @@ struct RawFile {
     /// The program sees all keys in lower case.
     #[serde(default)]
     lower_keys: bool,
+    /// What a record's value is.
+    #[serde(default)]
+    input: Form,
+    csv: Option<Csv>,
     program: toml::Spanned<String>,
 }
 
@@ -73,7 +78,7 @@ pub struct Mapping {
     /// The program behind as many newlines as stand before it in the file.
     padded: String,
     program: Program,
-    keys: json::Keys,
+    input: Input,
     runtime: Runtime,
     metadata: Value,
     utc: TimeZone,
@@ -110,6 +115,9 @@ impl Mapping {
             let cause = "`description` and `event_id` must say something".to_owned();
             return Err(Error::Invalid { file, cause });
         }
+        let keys = if raw.lower_keys { json::Keys::Lower } else { json::Keys::AsWritten };
+        let input =
+            Input::new(raw.input, keys, raw.csv).map_err(|cause| Error::Invalid { file: file.clone(), cause })?;
         let padded = padded_program(text, &raw.program);
         let program = compile(&file, &padded, raw.tables.keys().cloned().collect())?;
         let hash = blake3::hash(text.as_bytes()).to_hex();
@@ -119,7 +127,7 @@ impl Mapping {
             origin: String::new(),
             padded,
             program,
-            keys: if raw.lower_keys { json::Keys::Lower } else { json::Keys::AsWritten },
+            input,
             runtime: Runtime::default(),
             metadata: metadata(&raw.lists, &raw.tables),
             utc: TimeZone::parse("UTC").expect("a zone every build knows"),
@@ -149,8 +157,9 @@ impl Mapping {
 
     /// What becomes of one raw record. Never panics; what a library panics on is a dead letter.
     pub fn run(&mut self, raw: &[u8], at: &RawMeta<'_>) -> Outcome {
-        let event = match json::parse_event(raw, self.keys) {
-            Ok(event) => event,
+        let event = match self.input.read(raw) {
+            Ok(Event::One(event)) => event,
+            Ok(Event::Header) => return Outcome::Ignored("csv_header".into()),
             Err(code) => return Outcome::dead(code, format!("{} bytes", raw.len())),
         };
         let result = catch_unwind(AssertUnwindSafe(|| self.run_event(event, at)));

@@ -1,5 +1,5 @@
 //! Reading the time of an event: ISO 8601 with 0–9 fraction digits, `T` or blank, `Z`, `±hh:mm`, `±hhmm`, or no zone
-//! (UTC); or milliseconds. Other formats are declared in the mapping, never guessed here.
+//! (UTC); or milliseconds. Other forms are declared in the mapping (`Form`), never guessed here.
 
 use crate::domain::Timestamp;
 use crate::domain::time::{DAY_MS, EVENT_TIME_MAX, EVENT_TIME_MIN};
@@ -33,6 +33,86 @@ pub fn accept(ms: i64) -> Result<Timestamp, Bad> {
 /// Reads text as a time and accepts it.
 pub fn parse(text: &str) -> Result<Timestamp, Bad> {
     accept(parse_ms(text.trim()).ok_or(Bad::Unreadable)?)
+}
+
+/// How a vendor writes a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A count of units since 1970; so many make one second.
+    Count { per_second: i64 },
+    /// ISO 8601.
+    Iso,
+    /// A pattern of `%` fields; without fields of the day's time it is midnight.
+    Pattern { text: String, zoned: bool },
+}
+
+impl Form {
+    /// The form a word or a pattern names.
+    pub fn parse(text: &str) -> Option<Form> {
+        Some(match text {
+            "s" => Form::Count { per_second: 1 },
+            "ms" => Form::Count { per_second: 1_000 },
+            "us" => Form::Count { per_second: 1_000_000 },
+            "ns" => Form::Count { per_second: 1_000_000_000 },
+            "iso" => Form::Iso,
+            pattern => {
+                use chrono::format::{Item, StrftimeItems};
+                let fields = StrftimeItems::new(pattern);
+                let is_field = |item: &Item<'_>| matches!(item, Item::Numeric(..) | Item::Fixed(_));
+                if !pattern.contains('%')
+                    || !fields.clone().any(|i| is_field(&i))
+                    || fields.clone().any(|i| i == Item::Error)
+                {
+                    return None;
+                }
+                Form::Pattern { text: pattern.to_owned(), zoned: pattern.contains("%z") || pattern.contains("%:z") }
+            }
+        })
+    }
+
+    /// Milliseconds of a count; a count in a form that is none means milliseconds.
+    pub fn of_number(&self, number: i64) -> Option<i64> {
+        match self {
+            Form::Count { per_second } if *per_second >= 1_000 => Some(number / (per_second / 1_000)),
+            Form::Count { .. } => number.checked_mul(1_000),
+            Form::Iso | Form::Pattern { .. } => Some(number),
+        }
+    }
+
+    /// Milliseconds of a count with a fraction.
+    pub fn of_float(&self, number: f64) -> Option<i64> {
+        let per_second = if let Form::Count { per_second } = self { *per_second as f64 } else { 1_000.0 };
+        let ms = (number / per_second * 1_000.0).round();
+        (ms.abs() < 1e15).then_some(ms as i64)
+    }
+
+    /// Milliseconds of a text in this form; `zone_min` is the offset of a text that names none.
+    pub fn of_text(&self, text: &str, zone_min: i64) -> Option<i64> {
+        match self {
+            Form::Count { .. } => match text.parse::<i64>() {
+                Ok(number) => self.of_number(number),
+                Err(_) => self.of_float(text.parse::<f64>().ok().filter(|n| n.is_finite())?),
+            },
+            Form::Iso => {
+                let zoned = text.get(19..)?.contains(['Z', 'z', '+', '-', 'U']);
+                Some(parse_ms(text)? - if zoned { 0 } else { zone_min * 60_000 })
+            }
+            Form::Pattern { text: pattern, zoned: true } => {
+                Some(chrono::DateTime::parse_from_str(text, pattern).ok()?.timestamp_millis())
+            }
+            Form::Pattern { text: pattern, zoned: false } => {
+                let local = chrono::NaiveDateTime::parse_from_str(text, pattern)
+                    .ok()
+                    .or_else(|| chrono::NaiveDate::parse_from_str(text, pattern).ok()?.and_hms_opt(0, 0, 0))?;
+                Some(local.and_utc().timestamp_millis() - zone_min * 60_000)
+            }
+        }
+    }
+}
+
+/// Minutes east of UTC of an offset such as `+05:30`, `-0800` or `Z`.
+pub fn offset_minutes(text: &str) -> Option<i64> {
+    if text.is_empty() { None } else { zone_minutes(text.as_bytes()) }
 }
 
 fn parse_ms(text: &str) -> Option<i64> {
@@ -114,6 +194,41 @@ mod tests {
         ] {
             assert_eq!(parse(text).map(|t| t.rfc3339()), expect.map(str::to_owned), "{text}");
         }
+    }
+
+    #[test]
+    fn declared_forms() {
+        let at = |form: &str, text: &str, zone: &str| {
+            let form = Form::parse(form).unwrap();
+            form.of_text(text, offset_minutes(zone).unwrap()).map(|ms| Timestamp(ms).rfc3339())
+        };
+        for (form, text, zone, expect) in [
+            ("s", "1767323045", "Z", Some("2026-01-02T03:04:05.000Z")),
+            ("s", "1767323045.25", "Z", Some("2026-01-02T03:04:05.250Z")),
+            ("ms", "1767323045006", "Z", Some("2026-01-02T03:04:05.006Z")),
+            ("us", "1767323045006999", "Z", Some("2026-01-02T03:04:05.006Z")),
+            ("ns", "1767323045006999999", "Z", Some("2026-01-02T03:04:05.006Z")),
+            ("iso", "2026-01-02T03:04:05", "+05:30", Some("2026-01-01T21:34:05.000Z")),
+            ("iso", "2026-01-02T03:04:05Z", "+05:30", Some("2026-01-02T03:04:05.000Z")),
+            ("%d/%m/%Y %H:%M", "02/01/2026 03:04", "Z", Some("2026-01-02T03:04:00.000Z")),
+            ("%m/%d/%Y, %I:%M:%S%.f %p", "01/02/2026, 03:04:05.006 PM", "-05:00", Some("2026-01-02T20:04:05.006Z")),
+            ("%a %b %d %H:%M:%S %Y", "Fri Jan  2 03:04:05 2026", "Z", Some("2026-01-02T03:04:05.000Z")),
+            ("%B %d, %Y %I:%M:%S %p", "January 2, 2026 12:04:05 AM", "Z", Some("2026-01-02T00:04:05.000Z")),
+            ("%d %b %Y %H:%M:%S %z", "2 Jan 2026 03:04:05 +0100", "Z", Some("2026-01-02T02:04:05.000Z")),
+            ("%d.%m.%Y", "02.01.2026", "+01:00", Some("2026-01-01T23:00:00.000Z")),
+            ("%d/%m/%Y", "31/02/2026", "Z", None),
+            ("s", "soon", "Z", None),
+            ("s", "NaN", "Z", None),
+            ("iso", "é", "Z", None),
+        ] {
+            assert_eq!(at(form, text, zone).as_deref(), expect, "{form} {text}");
+        }
+        assert_eq!(Form::parse("us").unwrap().of_number(1_767_323_045_006_999), Some(1_767_323_045_006));
+        assert_eq!(Form::parse("s").unwrap().of_number(i64::MAX), None);
+        for no in ["", "seconds", "%", "%Q"] {
+            assert_eq!(Form::parse(no), None, "{no}");
+        }
+        assert_eq!(offset_minutes("Europe/Berlin"), None);
     }
 
     #[test]
