@@ -1,0 +1,85 @@
+//! `casestream devkit`: the embedded broker and store until a signal ends them, for trying out. Says where they listen
+//! and what they do not do.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Exit, Failure, Global};
+use crate::embedded::devkit::{Options, Ready, Running};
+use crate::runtime::telemetry::{self, LogFormat};
+
+/// Where to listen and where the data lies.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Port of the broker, on 127.0.0.1; 0 takes a free one
+    #[arg(long, value_name = "P", default_value_t = 0)]
+    kafka_port: u16,
+    /// Port of the store, on 127.0.0.1; 0 takes a free one
+    #[arg(long, value_name = "P", default_value_t = 0)]
+    redis_port: u16,
+    /// Directory for the data of both, which later runs find again
+    #[arg(long, value_name = "DIR", default_value = "casestream-devkit")]
+    dir: PathBuf,
+    /// End when standard input does: for a process that runs this one
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    #[serde(flatten)]
+    ready: &'a Ready,
+    pid: u32,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
+    telemetry::init_logs(LogFormat::Text, "warn");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Whoever waits for standard input would keep the runtime from ending.
+    let ended = runtime.block_on(serve(args, global));
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(args: &Args, global: &Global) -> Result<Exit, Failure> {
+    let Args { kafka_port, redis_port, dir, until_stdin_closes } = args;
+    let options = Options { kafka_port: *kafka_port, redis_port: *redis_port, dir: dir.clone() };
+    let failed = |error: std::io::Error| Failure::new(Exit::Dependency, error.to_string());
+    // Heeded before anything is announced: whoever reads the address may send one at once.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut running = Running::start(&options).await.map_err(failed)?;
+    let answer = Answer { ready: &running.ready.clone(), pid: std::process::id() };
+    global.output.print(&answer, |answer| text(answer.ready))?;
+    tokio::select! {
+        error = running.run() => Err(failed(error)),
+        _ = terminate.recv() => Ok(Exit::Ok),
+        _ = interrupt.recv() => Ok(Exit::Ok),
+        () = stdin_closed(), if *until_stdin_closes => Ok(Exit::Ok),
+    }
+}
+
+/// Returns when nobody holds the other end any more; what is written there is not looked at.
+async fn stdin_closed() {
+    let mut stdin = tokio::io::stdin();
+    let mut bytes = [0; 64];
+    while stdin.read(&mut bytes).await.is_ok_and(|count| count > 0) {}
+}
+
+fn text(ready: &Ready) -> String {
+    let mut lines = vec![
+        format!("bootstrap.servers  {}", ready.bootstrap),
+        format!("redis              {}", ready.redis_url),
+        format!("data               {}", ready.dir.display()),
+        "for this shell".to_owned(),
+        format!("  export CASESTREAM_KAFKA__BOOTSTRAP_SERVERS={}", ready.bootstrap),
+        format!("  export CASESTREAM_REDIS__URL={}", ready.redis_url),
+        "limits".to_owned(),
+    ];
+    lines.extend(ready.limits.iter().map(|limit| format!("  {limit}")));
+    lines.push("Ctrl-C ends both".to_owned());
+    lines.join("\n")
+}
