@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Failure, Global};
@@ -39,10 +38,7 @@ struct Answer<'a> {
 pub fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
     telemetry::init_logs(LogFormat::Text, "warn");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Whoever waits for standard input would keep the runtime from ending.
-    let ended = runtime.block_on(serve(args, global));
-    runtime.shutdown_background();
-    ended
+    runtime.block_on(serve(args, global))
 }
 
 async fn serve(args: &Args, global: &Global) -> Result<Exit, Failure> {
@@ -62,11 +58,18 @@ async fn serve(args: &Args, global: &Global) -> Result<Exit, Failure> {
     }
 }
 
-/// Returns when nobody holds the other end any more; what is written there is not looked at.
+/// Returns when nobody holds the other end any more; what is written there is not looked at. A thread waits for it:
+/// standard input cannot be waited for otherwise.
 async fn stdin_closed() {
-    let mut stdin = tokio::io::stdin();
-    let mut bytes = [0; 64];
-    while stdin.read(&mut bytes).await.is_ok_and(|count| count > 0) {}
+    let (send, receive) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        // An error is an end, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        // The process may be ending already.
+        let _ = send.send(());
+    });
+    // The thread sends before it ends.
+    let _ = receive.await;
 }
 
 fn text(ready: &Ready) -> String {
