@@ -55,6 +55,7 @@ on_both! {
     records::offsets_are_found_by_time,
     records::a_position_outside_the_log_is_an_error,
     records::a_batch_too_large_is_refused,
+    records::a_time_to_come_is_refused,
     records::the_latest_record_of_each_key_survives_compaction,
     admin::topics_are_created_changed_and_deleted,
     admin::what_cannot_be_is_refused_with_the_same_code,

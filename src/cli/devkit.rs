@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Failure, Global};
 use crate::embedded::devkit::{Options, Ready, Running};
+use crate::runtime::redis_store::SCRIPTS;
 use crate::runtime::telemetry::{self, LogFormat};
 
 /// Where to listen and where the data lies.
@@ -43,7 +44,8 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
 
 async fn serve(args: &Args, global: &Global) -> Result<Exit, Failure> {
     let Args { kafka_port, redis_port, dir, until_stdin_closes } = args;
-    let options = Options { kafka_port: *kafka_port, redis_port: *redis_port, dir: dir.clone() };
+    let options =
+        Options { kafka_port: *kafka_port, redis_port: *redis_port, dir: dir.clone(), scripts: SCRIPTS.to_vec() };
     let failed = |error: std::io::Error| Failure::new(Exit::Dependency, error.to_string());
     // Heeded before anything is announced: whoever reads the address may send one at once.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -30,6 +30,8 @@ pub struct Options {
     /// 0 takes a free port.
     pub redis_port: u16,
     pub dir: PathBuf,
+    /// What clients of the store will call by hash: such writes survive a restart.
+    pub scripts: Vec<&'static str>,
 }
 
 /// What somebody has to know to use it: the one line a child prints, too.
@@ -78,7 +80,7 @@ impl Running {
     pub async fn start(options: &Options) -> io::Result<Running> {
         // The broker's lock on its directory refuses a second devkit before the store touches anything.
         let broker = Broker::start(Some(&options.dir.join("broker")), options.kafka_port, Limits::default()).await?;
-        let store = Store::start(&options.dir.join("store"), options.redis_port)?;
+        let store = Store::start(&options.dir.join("store"), options.redis_port, &options.scripts)?;
         let (bootstrap, redis_url) = (broker.bootstrap(), store.url());
         let ready = Ready { bootstrap, redis_url, dir: options.dir.clone(), limits: limits() };
         Ok(Running { broker, store, ready })

@@ -1,6 +1,10 @@
 //! A Redis-protocol store on loopback: the crate `kevy`, one shard, with an append-only file written before a command
 //! is answered, so that it survives SIGKILL. It runs the scripts of `runtime/redis_store.rs` as they are and answers
-//! `noeviction`. Holds everything in memory, has no password. Next: `devkit.rs`.
+//! `noeviction`. Holds everything in memory, has no password.
+//!
+//! The append-only file holds calls of scripts by their hash and not the scripts. Those it is given at start are kept
+//! beside the file and known again before it is read; what was written by another client's `EVALSHA` is lost in a
+//! restart. Next: `devkit.rs`.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -10,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kevy::KevyCommands;
+use kevy::{Argv, KevyCommands, KeyspaceStore};
 use kevy_persist::Fsync;
 use kevy_rt::Runtime;
 
@@ -38,9 +42,10 @@ pub struct Store {
 }
 
 impl Store {
-    /// Reads what a directory holds and listens. Port 0 takes a free one.
-    pub fn start(dir: &Path, port: u16) -> io::Result<Store> {
-        std::fs::create_dir_all(dir)?;
+    /// Reads what a directory holds and listens. Port 0 takes a free one. `scripts` are those that will be called.
+    pub fn start(dir: &Path, port: u16, scripts: &[&str]) -> io::Result<Store> {
+        teach(&dir.join("scripts"), scripts)
+            .map_err(|e| io::Error::new(e.kind(), format!("could not keep scripts in {}: {e}", dir.display())))?;
         let port = free_port(port)?;
         let stop = Arc::new(AtomicBool::new(false));
         let runtime = Runtime::new([127, 0, 0, 1], port, 1, KevyCommands)
@@ -95,6 +100,21 @@ impl Drop for Store {
         // It ends within a park; that it failed before is of no interest any more.
         let _ = self.thread.take().map(JoinHandle::join);
     }
+}
+
+/// Keeps scripts in a directory and loads all that were ever kept there: an older binary may have called others.
+fn teach(dir: &Path, scripts: &[&str]) -> io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for script in scripts {
+        std::fs::write(dir.join(format!("{:08x}.lua", crc32c::crc32c(script.as_bytes()))), script)?;
+    }
+    // Scripts belong to the process, not to a keyspace.
+    let mut nowhere = KeyspaceStore::new();
+    for entry in std::fs::read_dir(dir)? {
+        let code = std::fs::read(entry?.path())?;
+        kevy::dispatch(&mut nowhere, &Argv::from(vec![b"SCRIPT".to_vec(), b"LOAD".to_vec(), code]));
+    }
+    Ok(())
 }
 
 /// The port if nobody has it, or one that nobody has.

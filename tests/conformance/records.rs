@@ -9,7 +9,7 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders, Timestamp};
 use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::client::{Broker, PATIENCE, at, flush, send};
+use crate::client::{Broker, PATIENCE, at, flush, send, unique};
 use crate::support::Isolation::{ReadCommitted, ReadUncommitted};
 use crate::support::{read_all, wait_for};
 
@@ -45,17 +45,17 @@ pub fn every_codec_is_kept(broker: &mut Broker) {
     for codec in ["none", "gzip", "snappy", "lz4", "zstd"] {
         let topic = broker.topic(codec, 1, &[]);
         let producer = broker.producer(&[("compression.type", codec), ("linger.ms", "20")]);
-        (0..200).for_each(|n| send(&producer, &topic, 0, "k", &format!("{n} {}", "x".repeat(100))));
+        let filler = "x".repeat(100);
+        for n in 0..200 {
+            let record = BaseRecord::to(&topic).key("k").payload(&filler).partition(0).timestamp(EPOCH + n);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
         flush(&producer);
         assert_eq!(broker.values(&topic, ReadCommitted).len(), 200, "{codec}");
         // The batch has to be opened for this.
-        let record =
-            BaseRecord::to(&topic).key("k").payload("late").partition(0).timestamp(i64::from(i32::MAX) * 1_000);
-        producer.send(record).map_err(|(error, _)| error).unwrap();
-        flush(&producer);
         let client: BaseConsumer = broker.config().create().unwrap();
-        let found = client.offsets_for_times(at(&topic, &[(0, i64::from(i32::MAX) * 1_000)]), PATIENCE).unwrap();
-        assert_eq!(found.elements()[0].offset(), Offset::Offset(200), "{codec}");
+        let found = client.offsets_for_times(at(&topic, &[(0, EPOCH + 150)]), PATIENCE).unwrap();
+        assert_eq!(found.elements()[0].offset(), Offset::Offset(150), "{codec}");
     }
 }
 
@@ -107,16 +107,35 @@ pub fn a_position_outside_the_log_is_an_error(broker: &mut Broker) {
 
 pub fn a_batch_too_large_is_refused(broker: &mut Broker) {
     let topic = broker.topic("topic", 1, &[("max.message.bytes", "2000")]);
-    let producer = broker.transactional(&crate::client::unique("txn"));
+    let id = unique("txn");
+    let producer = broker.transactional(&id);
     producer.begin_transaction().unwrap();
     send(&producer, &topic, 0, "k", &"x".repeat(3_000));
     let error = producer.commit_transaction(PATIENCE).unwrap_err();
     assert!(matches!(error, KafkaError::Transaction(_)), "{error}");
-    producer.abort_transaction(PATIENCE).unwrap();
+    goes_on(broker, &id, &topic);
+}
+
+pub fn a_time_to_come_is_refused(broker: &mut Broker) {
+    let topic = broker.topic("topic", 1, &[]);
+    let id = unique("txn");
+    let producer = broker.transactional(&id);
     producer.begin_transaction().unwrap();
-    send(&producer, &topic, 0, "k", "fits");
-    producer.commit_transaction(PATIENCE).unwrap();
-    assert_eq!(broker.values(&topic, ReadCommitted), ["fits"]);
+    let tomorrow = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() + 86_400_000;
+    let record = BaseRecord::to(&topic).key("k").payload("v").partition(0).timestamp(tomorrow as i64);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    let error = producer.commit_transaction(PATIENCE).unwrap_err();
+    assert!(matches!(error, KafkaError::Transaction(_)), "{error}");
+    goes_on(broker, &id, &topic);
+}
+
+/// The next producer of an id finds nothing of the last one's.
+fn goes_on(broker: &Broker, id: &str, topic: &str) {
+    let next = broker.transactional(id);
+    next.begin_transaction().unwrap();
+    send(&next, topic, 0, "k", "fits");
+    next.commit_transaction(PATIENCE).unwrap();
+    assert_eq!(broker.values(topic, ReadCommitted), ["fits"]);
 }
 
 pub fn the_latest_record_of_each_key_survives_compaction(broker: &mut Broker) {

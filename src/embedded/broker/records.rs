@@ -107,9 +107,9 @@ impl Broker {
 
 /// Appends the batches of one partition and gives the first offset.
 fn append(state: &mut State, id: Option<&str>, place: &Place, records: Option<&Bytes>) -> Result<i64, i16> {
-    let (topic, partition) = place;
-    let bytes_max = state.topics.get(topic).map_or(0, super::state::Topic::batch_bytes_max);
-    if state.partition(topic, *partition).is_none() {
+    let topic = state.topics.get(&place.0).ok_or(codes::UNKNOWN_TOPIC_OR_PARTITION)?;
+    let (bytes_max, latest) = (topic.batch_bytes_max(), now_ms().saturating_add(topic.ahead_ms_max()));
+    if state.partition(&place.0, place.1).is_none() {
         return Err(codes::UNKNOWN_TOPIC_OR_PARTITION);
     }
     if !state.has_room() {
@@ -121,6 +121,9 @@ fn append(state: &mut State, id: Option<&str>, place: &Place, records: Option<&B
         let header = Header::read(&rest).ok_or(codes::CORRUPT_MESSAGE)?;
         if header.bytes > bytes_max {
             return Err(codes::MESSAGE_TOO_LARGE);
+        }
+        if header.max_timestamp > latest {
+            return Err(codes::INVALID_TIMESTAMP);
         }
         let batch = rest.split_to(header.bytes);
         let base = append_batch(state, id, place, &header, &batch)?;

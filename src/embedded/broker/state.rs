@@ -133,6 +133,11 @@ impl Topic {
         self.config.get("cleanup.policy").map_or("delete", String::as_str).split(',').any(|p| p.trim() == policy)
     }
 
+    /// How far ahead of the clock a record may be stamped.
+    pub fn ahead_ms_max(&self) -> i64 {
+        self.number("message.timestamp.after.max.ms").unwrap_or(3_600_000)
+    }
+
     /// Largest batch the topic takes.
     pub fn batch_bytes_max(&self) -> usize {
         self.number("max.message.bytes").map_or(1_048_588, |bytes| bytes.max(0) as usize)
