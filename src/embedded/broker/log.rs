@@ -176,8 +176,8 @@ impl Partition {
         let mut out = BytesMut::new();
         let mut next = from;
         for stored in self.batches.range(start..).take_while(|stored| stored.base < end) {
-            let fits = out.len() + stored.bytes.len() <= bytes_max;
-            if !fits && !(first && out.is_empty()) {
+            let fits = out.len() + stored.bytes.len() <= bytes_max || (first && out.is_empty());
+            if !fits {
                 break;
             }
             out.extend_from_slice(&stored.bytes);
