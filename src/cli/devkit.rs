@@ -23,6 +23,9 @@ pub struct Args {
     /// Directory for the data of both, which later runs find again
     #[arg(long, value_name = "DIR", default_value = "casestream-devkit")]
     dir: PathBuf,
+    /// Memory for the logs of all topics, in MiB, 64 to 65536; then the oldest records go
+    #[arg(long, value_name = "MIB", default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(64..=65_536))]
+    memory: u32,
     /// End when standard input does: for a process that runs this one
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
@@ -43,9 +46,13 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
 }
 
 async fn serve(args: &Args, global: &Global) -> Result<Exit, Failure> {
-    let Args { kafka_port, redis_port, dir, until_stdin_closes } = args;
-    let options =
-        Options { kafka_port: *kafka_port, redis_port: *redis_port, dir: dir.clone(), scripts: SCRIPTS.to_vec() };
+    let options = Options {
+        kafka_port: args.kafka_port,
+        redis_port: args.redis_port,
+        dir: args.dir.clone(),
+        memory_bytes_max: Some((args.memory as usize) << 20),
+        scripts: SCRIPTS.to_vec(),
+    };
     let failed = |error: std::io::Error| Failure::new(Exit::Dependency, error.to_string());
     // Heeded before anything is announced: whoever reads the address may send one at once.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -56,7 +63,7 @@ async fn serve(args: &Args, global: &Global) -> Result<Exit, Failure> {
         error = running.run() => Err(failed(error)),
         _ = terminate.recv() => Ok(Exit::Ok),
         _ = interrupt.recv() => Ok(Exit::Ok),
-        () = stdin_closed(), if *until_stdin_closes => Ok(Exit::Ok),
+        () = stdin_closed(), if args.until_stdin_closes => Ok(Exit::Ok),
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Options {
     /// 0 takes a free port.
     pub redis_port: u16,
     pub dir: PathBuf,
+    /// Bytes of all logs together; nothing takes the default.
+    pub memory_bytes_max: Option<usize>,
     /// What clients of the store will call by hash: such writes survive a restart.
     pub scripts: Vec<&'static str>,
 }
@@ -51,8 +53,8 @@ pub struct Running {
 }
 
 /// What the broker and the store do not do, in sentences.
-pub fn limits() -> Vec<String> {
-    let Limits { memory_bytes_max, partition_bytes_max } = Limits::default();
+pub fn limits(limits: Limits) -> Vec<String> {
+    let Limits { memory_bytes_max, partition_bytes_max } = limits;
     vec![
         "for trying out, not for production: one node, on 127.0.0.1 only, no TLS, no passwords, no access control"
             .into(),
@@ -79,10 +81,11 @@ impl Running {
     /// Starts both.
     pub async fn start(options: &Options) -> io::Result<Running> {
         // The broker's lock on its directory refuses a second devkit before the store touches anything.
-        let broker = Broker::start(Some(&options.dir.join("broker")), options.kafka_port, Limits::default()).await?;
+        let limits = options.memory_bytes_max.map_or_else(Limits::default, Limits::within);
+        let broker = Broker::start(Some(&options.dir.join("broker")), options.kafka_port, limits).await?;
         let store = Store::start(&options.dir.join("store"), options.redis_port, &options.scripts)?;
         let (bootstrap, redis_url) = (broker.bootstrap(), store.url());
-        let ready = Ready { bootstrap, redis_url, dir: options.dir.clone(), limits: limits() };
+        let ready = Ready { bootstrap, redis_url, dir: options.dir.clone(), limits: self::limits(limits) };
         Ok(Running { broker, store, ready })
     }
 
@@ -191,10 +194,11 @@ fn wait_until_ready(child: &mut Child) -> io::Result<Ready> {
     }
 }
 
-/// Hands on what the child logs, and gives the last of it.
+/// Hands on what the child logs, and gives the last of it. The store's own small talk is left out.
 fn forward(stderr: impl Read) -> String {
     let mut last = String::new();
-    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+    let lines = BufReader::new(stderr).lines().map_while(Result::ok);
+    for line in lines.filter(|line| !line.starts_with("kevy: ")) {
         eprintln!("{line}");
         last = line;
     }

@@ -40,7 +40,8 @@ fn no_frame_ends_the_broker() {
             throw(&devkit.bootstrap(), &frame);
         }
     }
-    let pid = devkit.pid();
+    let (pid, log) = (devkit.pid(), devkit.log());
+    assert!(!log.contains("panicked"), "{log}");
     let broker = Broker::OwnEmbedded(devkit);
     let topic = broker.topic("after", 1, &[]);
     let producer = broker.producer(&[]);

@@ -565,3 +565,81 @@ impl Group {
         phase.into_iter().chain(sessions).min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SESSION: Duration = Duration::from_secs(10);
+
+    fn join(member: &str, instance: Option<&str>) -> Join {
+        Join {
+            group: "g".to_owned(),
+            member: member.to_owned(),
+            instance: instance.map(str::to_owned),
+            client: "client".to_owned(),
+            kind: "consumer".to_owned(),
+            session_ms: SESSION.as_millis() as i32,
+            rebalance_ms: 30_000,
+            protocols: vec![("range".to_owned(), Bytes::from_static(b"topics"))],
+            id_first: false,
+        }
+    }
+
+    fn who<'a>(joined: &'a Joined, instance: Option<&'a str>) -> Who<'a> {
+        Who { group: "g", member: &joined.member, instance, generation: joined.generation }
+    }
+
+    /// A group of static members `a` and `b`, synced.
+    fn two(now: Instant) -> (Groups, Joined, Joined) {
+        let mut groups = Groups::new(1);
+        let [mut a, mut b] = ["a", "b"].map(|instance| groups.join(join("", Some(instance)), now).unwrap());
+        groups.tick(now + FIRST_WAIT);
+        let (a, b) = (a.try_recv().unwrap(), b.try_recv().unwrap());
+        let (leader, follower) = if a.leader == a.member { (&a, &b) } else { (&b, &a) };
+        let mut waits = groups.sync(who(follower, None), Vec::new(), now).unwrap();
+        let shares = vec![(a.member.clone(), Bytes::from_static(b"1")), (b.member.clone(), Bytes::from_static(b"2"))];
+        let mut own = groups.sync(who(leader, None), shares, now).unwrap();
+        assert!(own.try_recv().unwrap().is_ok() && waits.try_recv().unwrap().is_ok());
+        (groups, a, b)
+    }
+
+    #[test]
+    fn a_generation_begins_when_all_have_joined_and_ends_when_one_falls_silent() {
+        let now = Instant::now();
+        let (mut groups, a, b) = two(now);
+        assert_eq!((a.generation, b.generation, a.members.len() + b.members.len()), (1, 1, 2));
+        let later = now + SESSION - Duration::from_millis(1);
+        assert_eq!(groups.heartbeat(who(&a, Some("a")), later), codes::NONE);
+        assert_eq!(groups.next_due(), Some(now + SESSION), "b's session");
+        groups.tick(now + SESSION);
+        assert_eq!(groups.heartbeat(who(&a, Some("a")), now + SESSION), codes::REBALANCE_IN_PROGRESS);
+        assert_eq!(groups.heartbeat(who(&b, None), now + SESSION), codes::UNKNOWN_MEMBER_ID);
+    }
+
+    #[test]
+    fn a_static_member_comes_back_to_its_share_and_fences_its_past() {
+        let now = Instant::now();
+        let (mut groups, a, b) = two(now);
+        let again = groups.join(join("", Some("b")), now).unwrap().try_recv().unwrap();
+        assert_eq!((again.error, again.generation), (codes::NONE, b.generation));
+        assert_ne!(again.leader, again.member, "it does not assign anew");
+        let share = groups.sync(who(&again, Some("b")), Vec::new(), now).unwrap().try_recv().unwrap();
+        assert_eq!(share, Ok(Bytes::from_static(b"2")));
+        assert_eq!(groups.heartbeat(who(&b, Some("b")), now), codes::FENCED_INSTANCE_ID);
+        assert_eq!(groups.heartbeat(who(&a, Some("a")), now), codes::NONE, "the other is not disturbed");
+    }
+
+    #[test]
+    fn commits_are_checked_for_member_and_generation() {
+        let now = Instant::now();
+        let (mut groups, a, _) = two(now);
+        let stale = Who { generation: 0, ..who(&a, None) };
+        assert_eq!(groups.may_commit(who(&a, None), true, now), codes::NONE);
+        assert_eq!(groups.may_commit(stale, true, now), codes::ILLEGAL_GENERATION);
+        assert_eq!(groups.may_commit(Who { member: "x", ..stale }, true, now), codes::UNKNOWN_MEMBER_ID);
+        let nobody = Who { member: "", generation: -1, ..stale };
+        assert_eq!(groups.may_commit(nobody, false, now), codes::UNKNOWN_MEMBER_ID);
+        assert_eq!(groups.may_commit(Who { group: "none", ..nobody }, false, now), codes::NONE);
+    }
+}

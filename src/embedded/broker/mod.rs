@@ -47,9 +47,16 @@ pub struct Limits {
     pub partition_bytes_max: usize,
 }
 
+impl Limits {
+    /// So many bytes for all logs; one of them may take a quarter.
+    pub const fn within(memory_bytes_max: usize) -> Limits {
+        Limits { memory_bytes_max, partition_bytes_max: memory_bytes_max / 4 }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { memory_bytes_max: 1 << 30, partition_bytes_max: 256 << 20 }
+        Limits::within(1 << 30)
     }
 }
 
