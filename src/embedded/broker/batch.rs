@@ -263,7 +263,8 @@ impl Cursor<'_> {
 pub(super) mod tests {
     use super::*;
 
-    /// A plain batch of keys and values at offset 0.
+    /// A plain batch of keys and values at offset 0: fewer than 64 records of fewer than 64 bytes, so that every number
+    /// of the format takes one byte.
     pub fn batch(records: &[(&str, Option<&str>)]) -> Bytes {
         let mut bytes = Vec::new();
         for (n, (key, value)) in records.iter().enumerate() {

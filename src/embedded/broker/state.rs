@@ -504,7 +504,7 @@ mod tests {
     }
 
     fn fill(state: &mut State, topic: &str, batches: usize) {
-        let value = "x".repeat(60);
+        let value = "x".repeat(40);
         let records: Vec<(&str, Option<&str>)> = vec![("key", Some(&value)); 60];
         let bytes = batch(&records);
         for _ in 0..batches {
@@ -545,7 +545,7 @@ mod tests {
         let mut state = State::open(None, limits()).unwrap();
         topic(&mut state, "journal", "delete");
         topic(&mut state, "table", "compact");
-        fill(&mut state, "journal", 2_000);
+        fill(&mut state, "journal", 2_500);
         assert!(state.bytes() <= 2 << 20, "{}", state.bytes());
         assert!(state.partition("journal", 0).unwrap().facts.start > 0);
         fill(&mut state, "table", 2_000);
