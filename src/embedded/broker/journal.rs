@@ -89,7 +89,11 @@ fn lock(dir: &Path) -> io::Result<Arc<File>> {
 }
 
 fn context(path: &Path, what: &str, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("could not {what} {}: {error}", path.display()))
+    let hint = match error.kind() {
+        io::ErrorKind::StorageFull => ": free space and start again, nothing acknowledged is lost",
+        _ => "",
+    };
+    io::Error::new(error.kind(), format!("could not {what} {}: {error}{hint}", path.display()))
 }
 
 fn write_frame(file: &mut impl Write, event: &Event, body: &[u8]) -> io::Result<u64> {
