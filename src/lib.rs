@@ -8,6 +8,8 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod domain;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 pub mod engine;
 pub mod generate;
 pub mod policies;

@@ -13,10 +13,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["domain", "topology"]),
     ("wire", &["domain", "engine", "topology"]),
     ("generate", &["domain"]),
+    ("embedded", &[]),
     ("runtime", &["domain", "engine", "topology", "wire", "config", "policies"]),
     ("verify", &["domain", "engine", "topology", "wire", "config", "policies", "runtime"]),
     ("bench", &["domain", "engine", "topology", "wire", "config", "policies", "runtime", "generate"]),
-    ("cli", &["domain", "engine", "topology", "wire", "config", "policies", "runtime", "generate", "verify", "bench"]),
+    (
+        "cli",
+        &[
+            "domain", "engine", "topology", "wire", "config", "policies", "runtime", "generate", "verify", "bench",
+            "embedded",
+        ],
+    ),
 ];
 
 /// Words that have no place in `domain` and `engine` outside tests.

@@ -16,6 +16,8 @@ use crate::wire::avro::Schemas;
 
 pub mod bench;
 pub mod check;
+#[cfg(feature = "embedded")]
+pub mod devkit;
 pub mod dlq;
 pub mod explain;
 pub mod generate;
@@ -140,6 +142,9 @@ pub enum Command {
     Verify(verify::Args),
     /// Write a seeded population's activity, with the truth beside it
     Generate(generate::Args),
+    /// Run a small broker and store of our own on this machine, for trying out
+    #[cfg(feature = "embedded")]
+    Devkit(devkit::Args),
 }
 
 impl Command {
@@ -156,6 +161,8 @@ impl Command {
             Command::Bench(args) => bench::run(args, global),
             Command::Verify(args) => verify::run(args, global),
             Command::Generate(args) => generate::run(args, global),
+            #[cfg(feature = "embedded")]
+            Command::Devkit(args) => devkit::run(args, global),
         }
     }
 }

@@ -20,6 +20,9 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Users read or swept at a time.
 const PAGE_USERS: usize = 500;
 
+/// What runs on the server, each script called by its hash.
+pub const SCRIPTS: [&str; 2] = [include_str!("apply.lua"), include_str!("sweep.lua")];
+
 /// Keys of one partition. The tag is exactly `{p<N>}`.
 pub mod keys {
     /// HASH: how far the copy has come.
@@ -62,7 +65,7 @@ impl RedisStore {
     pub fn new(url: &str) -> Result<RedisStore, Error> {
         // The URL may hold a password; it stands in no message.
         let client = Client::open(url).map_err(|e| Error::new(ErrorKind::Fatal, "could not use the redis url", e))?;
-        let (apply, sweep) = (Script::new(include_str!("apply.lua")), Script::new(include_str!("sweep.lua")));
+        let [apply, sweep] = SCRIPTS.map(Script::new);
         Ok(RedisStore { client, connection: None, apply, sweep })
     }
 

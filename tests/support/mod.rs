@@ -7,11 +7,13 @@
 
 #![allow(dead_code, unused_imports, reason = "each test binary compiles this module and uses a part of it")]
 
+mod devkit;
 mod kafka;
 mod process;
 mod redis;
 mod topics;
 
+pub use devkit::Devkit;
 pub use kafka::Kafka;
 pub use process::{Process, Start};
 pub use redis::Redis;
