@@ -1,5 +1,5 @@
 //! The codec: domain records ↔ Avro in Confluent's framing. Decoding uses the writer's schema and borrows from the
-//! slice; hostile bytes are an error, never a panic. The only file that knows which Avro library is on the hot path.
+//! slice; hostile bytes are an error, never a panic. What our own schemas wrote is read and written by `avro/plain.rs`.
 //! It does no I/O: schemas of other writers come through `Lookup`.
 //! Next: `headers.rs`, what travels beside a value.
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use casestream::topology::Topic;
-use casestream::wire::avro::{Encoder, Record, Schemas};
+use casestream::wire::avro::{self, Encoder, Schemas};
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -60,7 +60,7 @@ impl Feed {
 }
 
 /// A value in our framing, with our schema.
-pub fn encoded<T: Record>(topic: Topic, value: &T) -> Vec<u8> {
+pub fn encoded<T: avro::Record>(topic: Topic, value: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     Encoder::new(&Schemas::built_in()).encode(topic, value, &mut bytes).expect("a valid record");
     bytes

@@ -115,7 +115,7 @@ impl Outputs {
     /// Begins a record; it exists once `finish` is called.
     pub fn record(&mut self, topic: Topic, partition: i32) -> Writer<'_> {
         let start = self.mark();
-        let record = Record {
+        self.records.push(Record {
             topic,
             partition,
             key: None,
@@ -123,8 +123,8 @@ impl Outputs {
             headers: Headers::Listed(start.headers, start.headers),
             timestamp: None,
             cause: None,
-        };
-        Writer { outputs: self, start, record, finished: false }
+        });
+        Writer { outputs: self, start, finished: false }
     }
 
     /// Hands every record to `each`, in the order of writing, with the input record that caused it.
@@ -165,13 +165,13 @@ impl Outputs {
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Span {
-        let span = Span { at: self.used, len: bytes.len() };
-        self.used += bytes.len();
-        while self.bytes.len() < self.used {
+        let (at, len) = (self.used, bytes.len());
+        while self.bytes.len() - at < len {
             self.grow();
         }
-        self.bytes[span.at..self.used].copy_from_slice(bytes);
-        span
+        self.bytes[at..at + len].copy_from_slice(bytes);
+        self.used += len;
+        Span { at, len }
     }
 
     fn encode<T: AvroRecord>(&mut self, encoder: &Encoder, topic: Topic, value: &T) -> Result<Span, EncodeError> {
@@ -187,7 +187,7 @@ impl Outputs {
 
     #[cold]
     fn grow(&mut self) {
-        self.bytes.resize(self.bytes.len() + GROWTH, 0);
+        self.bytes.append(&mut vec![0; GROWTH]);
     }
 }
 
@@ -195,14 +195,18 @@ impl Outputs {
 pub struct Writer<'a> {
     outputs: &'a mut Outputs,
     start: Mark,
-    record: Record,
     finished: bool,
 }
 
 impl Writer<'_> {
+    fn record(&mut self) -> &mut Record {
+        self.outputs.records.last_mut().expect("it was begun")
+    }
+
     /// Sets the key.
     pub fn key(mut self, key: &[u8]) -> Self {
-        self.record.key = Some(self.outputs.copy(key));
+        let key = self.outputs.copy(key);
+        self.record().key = Some(key);
         self
     }
 
@@ -216,31 +220,34 @@ impl Writer<'_> {
 
     /// Sets the value to these bytes.
     pub fn value(mut self, value: &[u8]) -> Self {
-        self.record.value = Value::Copied(self.outputs.copy(value));
+        let value = self.outputs.copy(value);
+        self.record().value = Value::Copied(value);
         self
     }
 
     /// Sets the value to shared bytes; `None` is a tombstone.
     pub fn shared(mut self, value: Option<Arc<[u8]>>) -> Self {
-        self.record.value = value.map_or(Value::Tombstone, Value::Shared);
+        self.record().value = value.map_or(Value::Tombstone, Value::Shared);
         self
     }
 
     /// Encodes the value in place.
     pub fn encoded<T: AvroRecord>(mut self, encoder: &mut Encoder, value: &T) -> Result<Self, EncodeError> {
-        self.record.value = Value::Copied(self.outputs.encode(encoder, self.record.topic, value)?);
+        let topic = self.record().topic;
+        let value = self.outputs.encode(encoder, topic, value)?;
+        self.record().value = Value::Copied(value);
         Ok(self)
     }
 
     /// Stamps the record with another time than that of writing.
     pub fn timestamp(mut self, timestamp: Timestamp) -> Self {
-        self.record.timestamp = Some(timestamp);
+        self.record().timestamp = Some(timestamp);
         self
     }
 
     /// Names the input record behind it.
     pub fn cause(mut self, cause: Option<RecordId>) -> Self {
-        self.record.cause = cause;
+        self.record().cause = cause;
         self
     }
 
@@ -250,30 +257,31 @@ impl Writer<'_> {
             let header = (self.outputs.copy(name.as_bytes()), self.outputs.copy(value));
             self.outputs.headers.push(header);
         }
-        assert!(matches!(self.record.headers, Headers::Listed(..)), "the headers of an event are fixed");
-        self.record.headers = Headers::Listed(self.start.headers, self.outputs.headers.len());
+        let listed = Headers::Listed(self.start.headers, self.outputs.headers.len());
+        let before = std::mem::replace(&mut self.record().headers, listed);
+        assert!(matches!(before, Headers::Listed(..)), "the headers of an event are fixed");
         self
     }
 
     /// Gives the record the headers of an event, see `headers::event`; only what differs between records is copied.
     pub fn event(mut self, event_id: &str, origin: Option<&[u8]>, traceparent: Option<&[u8]>) -> Self {
         assert!(self.outputs.headers.len() == self.start.headers, "the headers of an event are fixed");
-        let outputs = &mut *self.outputs;
-        let id = outputs.copy(event_id.as_bytes());
-        let [origin, traceparent] = [origin, traceparent].map(|value| value.map(|value| outputs.copy(value)));
-        self.record.headers = Headers::Event { id, origin, traceparent };
+        let id = self.outputs.copy(event_id.as_bytes());
+        let origin = origin.map(|origin| self.outputs.copy(origin));
+        let traceparent = traceparent.map(|traceparent| self.outputs.copy(traceparent));
+        self.record().headers = Headers::Event { id, origin, traceparent };
         self
     }
 
     /// Makes the record exist, unless it is larger than the broker takes.
     pub fn finish(mut self) -> Result<(), EncodeError> {
-        let shared = if let Value::Shared(bytes) = &self.record.value { bytes.len() } else { 0 };
-        let bytes = self.outputs.used - self.start.bytes + shared;
+        let written = self.outputs.used - self.start.bytes;
+        let record = self.record();
+        let shared = if let Value::Shared(bytes) = &record.value { bytes.len() } else { 0 };
+        let bytes = written + shared;
         if bytes > OUTPUT_BYTES_MAX {
-            return Err(EncodeError::TooLarge { topic: self.record.topic.name(), bytes, max: OUTPUT_BYTES_MAX });
+            return Err(EncodeError::TooLarge { topic: record.topic.name(), bytes, max: OUTPUT_BYTES_MAX });
         }
-        let value = std::mem::replace(&mut self.record.value, Value::Tombstone);
-        self.outputs.records.push(Record { value, ..self.record });
         self.finished = true;
         Ok(())
     }
