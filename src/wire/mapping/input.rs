@@ -107,3 +107,53 @@ fn row(csv: &Csv, text: &str) -> Result<Option<ObjectMap>, Code> {
     let pairs = csv.columns.iter().zip(fields);
     Ok(Some(pairs.map(|(column, field)| (column.as_str().into(), Value::from(field))).collect()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(form: Form, keys: json::Keys, csv: Option<Csv>, raw: &[u8]) -> String {
+        match Input::new(form, keys, csv).expect("a sound input").read(raw) {
+            Ok(Event::One(value)) => value.to_string(),
+            Ok(Event::Header) => "header".to_owned(),
+            Err(code) => code.as_str().to_owned(),
+        }
+    }
+
+    #[test]
+    fn forms_become_objects() {
+        let csv = || Some(Csv { columns: vec!["Who".to_owned(), "What".to_owned()], delimiter: ';' });
+        let (written, lower) = (json::Keys::AsWritten, json::Keys::Lower);
+        for (form, keys, csv, raw, expect) in [
+            (Form::Json, written, None, "{\"A\":1}", r#"{ "A": 1 }"#),
+            (Form::Text, written, None, "\u{feff}any text", r#"{ "message": "any text" }"#),
+            (Form::Text, written, None, " \n", "record.empty"),
+            (Form::Csv, written, csv(), "ann;a;b", "csv.malformed"),
+            (Form::Csv, written, csv(), "who;WHAT\r\n", "header"),
+            (Form::Csv, written, csv(), "ann;\"a;b\"\n", r#"{ "What": "a;b", "Who": "ann" }"#),
+            (Form::Csv, lower, csv(), "ann;a", r#"{ "what": "a", "who": "ann" }"#),
+            (Form::Cef, written, None, "{\"A\":1}", "cef.malformed"),
+        ] {
+            assert_eq!(read(form, keys, csv, raw.as_bytes()), expect, "{raw:?}");
+        }
+        assert_eq!(read(Form::Text, written, None, b"\xff"), "json.not_utf8");
+        assert_eq!(read(Form::Text, written, None, &vec![b'x'; INPUT_BYTES_MAX + 1]), "record.too_large");
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let csv = |columns: &[&str], delimiter| {
+            Some(Csv { columns: columns.iter().map(|c| (*c).to_owned()).collect(), delimiter })
+        };
+        for (form, csv, part) in [
+            (Form::Csv, None, "needs a table"),
+            (Form::Csv, csv(&[], ','), "name every field"),
+            (Form::Csv, csv(&["a", " "], ','), "name every field"),
+            (Form::Csv, csv(&["a"], '"'), "csv.delimiter"),
+            (Form::Json, csv(&["a"], ','), "is for"),
+        ] {
+            let error = Input::new(form, json::Keys::AsWritten, csv).err().expect("refused");
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
