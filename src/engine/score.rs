@@ -139,6 +139,12 @@ impl PartialEq for Known {
 impl Eq for Known {}
 
 impl Known {
+    /// Knows nothing any more; keeps the memory.
+    pub fn clear(&mut self) {
+        self.of = None;
+        self.terms.clear();
+    }
+
     /// Keeps terms and the score they make at an hour.
     pub fn keep(&mut self, terms: Terms, whole: Sum, policies: &PolicySet, hour: i64) {
         self.of = beginning(policies).map(|beginning| (hour, beginning));

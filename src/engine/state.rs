@@ -269,8 +269,8 @@ impl Changes {
         (*head, *seen, *level) = (false, false, false);
         days.clear();
         dropped.clear();
-        *cause = Cause::default();
-        *known = Known::default();
+        cause.clear();
+        known.clear();
     }
 
     /// Whether anything must be written or published.

@@ -4,6 +4,7 @@
 //! `tests/codec.rs` holds both ways against the reference implementation, record type by record type.
 //! Next: `records.rs`, the fields of every record.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -239,6 +240,13 @@ impl<'a, T: Take<'a>> Take<'a> for Vec<T> {
     }
 }
 
+impl<'a, T: Take<'a> + Clone> Take<'a> for Cow<'a, [T]> {
+    #[inline(always)]
+    fn take(from: &mut Reader<'a>) -> Cow<'a, [T]> {
+        Cow::Owned(Vec::take(from))
+    }
+}
+
 impl<'a, K: Take<'a> + Ord, V: Take<'a>> Take<'a> for BTreeMap<K, V> {
     #[inline(always)]
     fn take(from: &mut Reader<'a>) -> BTreeMap<K, V> {
@@ -407,6 +415,20 @@ impl<T: Put> Put for Option<T> {
 
 impl<T: Put> Put for Vec<T> {
     #[inline(always)]
+    fn put<'o>(&self, room: &'o mut [u8]) -> &'o mut [u8] {
+        self.as_slice().put(room)
+    }
+}
+
+impl<T: Put + Clone> Put for Cow<'_, [T]> {
+    #[inline(always)]
+    fn put<'o>(&self, room: &'o mut [u8]) -> &'o mut [u8] {
+        self.as_ref().put(room)
+    }
+}
+
+impl<T: Put> Put for [T] {
+    #[inline(always)]
     fn put<'o>(&self, mut room: &'o mut [u8]) -> &'o mut [u8] {
         if !self.is_empty() {
             room = put_length(self.len(), room);
@@ -469,7 +491,11 @@ mod tests {
             envelope: Envelope { event_id: "risk-signals:17:4211:0".into(), cause, ..Envelope::default() },
             seq: 1 << 55,
             insight: Some(Insight { id: "download@2026-11-24".into(), revision: 64, ..Insight::default() }),
-            signal: Some(SignalFacts { resources: signal.resources, factors: signal.attributes, ..Default::default() }),
+            signal: Some(SignalFacts {
+                resources: signal.resources.into(),
+                factors: signal.attributes,
+                ..Default::default()
+            }),
             flags: vec!["late".into()],
             ..ChronologyEntry::default()
         }
