@@ -17,6 +17,7 @@ use kafka_protocol::messages::{
 use super::batch::Header;
 use super::log::{Partition, Sequence};
 use super::state::{Event, Place, State};
+use super::wire::INTEGER_MAX;
 use super::{Broker, codes, now_ms};
 
 /// Most bytes of one answer to a fetch.
@@ -164,7 +165,11 @@ fn check_transaction(state: &State, id: Option<&str>, place: &Place, header: &He
 
 /// The answer as of now, its bytes, and whether it cannot wait.
 fn fetch_now(state: &State, request: &FetchRequest, version: i16) -> (FetchResponse, usize, bool) {
-    let mut left = FETCH_BYTES_MAX.min(request.max_bytes.max(0) as usize);
+    // A number that large may have been cut on its way in; all partitions of a client should fit in one answer.
+    let mut left = match request.max_bytes {
+        INTEGER_MAX.. => FETCH_BYTES_MAX,
+        bytes => bytes.max(0) as usize,
+    };
     let (mut bytes, mut at_once) = (0, false);
     let mut topics = Vec::new();
     for topic in &request.topics {

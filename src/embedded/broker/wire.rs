@@ -11,7 +11,7 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 /// Longest request.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
 /// Integers above this are cut where fewer bytes are left: no array can be so long, and as a time-out it is over an hour.
-const INTEGER_MAX: i32 = 4 << 20;
+pub const INTEGER_MAX: i32 = 4 << 20;
 /// Elements of a compact array.
 const COMPACT_MAX: u64 = 100_000;
 
