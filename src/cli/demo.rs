@@ -26,14 +26,16 @@ use worker::Supervisor;
 
 use super::{Exit, Failure, Global, Output};
 use crate::config::Config;
+use crate::domain::Timestamp;
 use crate::embedded::Devkit;
 use crate::embedded::devkit::Options;
 use crate::generate::{Population, truth};
 use crate::runtime::clock::SystemClock;
-use crate::runtime::overview::Overview;
+use crate::runtime::overview::{Overview, PartitionLine};
 use crate::runtime::ports::Clock;
 use crate::runtime::telemetry::{self, LogFormat};
 use crate::runtime::trace::Tracer;
+use crate::verify::Report;
 use crate::wire::avro::Schemas;
 use crate::wire::mapping::identity::Pseudonym;
 
@@ -42,6 +44,8 @@ const DAYS: u32 = 30;
 const SEED: u64 = 1;
 /// People of a demo: more belong on a real broker.
 const USERS_MAX: u32 = 20_000;
+/// Verifications before a difference is believed.
+const VERIFY_ATTEMPTS_MAX: u32 = 3;
 /// People shown as the riskiest.
 const SHOWN: usize = 3;
 /// Vendor events looked for until one is found.
@@ -49,6 +53,8 @@ const TRACED_MAX: usize = 3;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often the topics are asked how far the pipeline is.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How long a process may take to end after what it causes is noticed.
+const BLAME_AFTER: Duration = Duration::from_millis(500);
 /// How long the pipeline may take for what is in the topics, without getting on.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 
@@ -105,36 +111,18 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
     let (setting, is_new) = setting(args, &place)?;
     let population =
         Population::new(&setting.population()).map_err(|e| Failure::new(Exit::Usage, format!("{e} ({})", e.code())))?;
-    let mut demo = Demo::start(args, global.output, place, population, stop)?;
-    if is_new {
-        demo.feed_month(setting)?;
-    }
-    demo.wait_until_drained(None)?;
-    // Without a terminal to watch, there is nothing to wait for but the time asked for.
-    let deadline = match (args.time, global.output) {
-        (Some(time), _) => Some(began + time),
-        (None, Output::Json) => Some(began),
-        (None, Output::Table) => None,
-    };
-    if global.output == Output::Table && !demo.is_stopping() {
-        demo.tell(args.rate)?;
-    }
-    demo.flow(args.rate, deadline)?;
-    let interrupted = demo.is_stopping();
-    if deadline.is_some() && !interrupted {
-        let standing = demo.verified_standing()?;
-        let exit = if standing.differences == 0 { Exit::Ok } else { Exit::Failure };
-        let elapsed = began.elapsed();
-        drop(demo);
-        global.output.print(&standing, |standing| {
-            let differences = standing.differences;
-            format!("{}\ndifferences: {differences}, after {} s", tell::ledger(standing), elapsed.as_secs())
-        })?;
-        return Ok(exit);
-    }
-    demo.say("stopping; the next start continues here");
+    let mut demo = Demo::start(args, global.output, place, (population, is_new), stop)?;
+    let deadline = args.time.map(|time| began + time);
+    let outcome = demo.live(args.rate, is_new.then_some(setting), deadline);
+    let outcome = outcome.map_err(|failure| demo.blame(failure));
+    // Nothing runs any more when the answer is read.
     drop(demo);
-    Ok(Exit::Ok)
+    let Some(standing) = outcome? else {
+        // A reader of JSON has no document.
+        return Ok(if global.output == Output::Json { Exit::Failure } else { Exit::Ok });
+    };
+    global.output.print(&standing, tell::end)?;
+    Ok(if standing.differences == 0 { Exit::Ok } else { Exit::Failure })
 }
 
 /// Ctrl-C, SIGTERM or a closed terminal asks for an orderly end; the second of them leaves at once, and the children
@@ -213,14 +201,16 @@ impl Demo {
         args: &Args,
         output: Output,
         place: Place,
-        population: Population,
+        (population, is_new): (Population, bool),
         stop: Arc<AtomicBool>,
     ) -> Result<Demo, Failure> {
         let devkit = start_devkit(args, &place)?;
         place.configure(&devkit.bootstrap, &devkit.redis_url)?;
         let config = feed::config_of(&place.config())?;
         super::topics::apply(&config)?;
-        feed::directory(&config, &population)?;
+        if is_new {
+            feed::directory(&config, &population)?;
+        }
         // Said on stderr: it may come at any time, and stdout may be one JSON document.
         let worker = Supervisor::start(&place.config(), &place.log(), |what| eprintln!("{what}"))?;
         let commands = tell::Commands::new(place.config_shown(), devkit.bootstrap.clone());
@@ -228,6 +218,38 @@ impl Demo {
         let demo = Demo { worker, devkit, config, population, commands, output, stop, place };
         demo.say(&tell::beginning(&demo.summary(), &demo.devkit.limits));
         Ok(demo)
+    }
+
+    /// The month, if it is still to be made, what came of it, and events until the deadline; what stands then. Nothing
+    /// when a signal came first.
+    fn live(
+        &mut self,
+        rate: u32,
+        month: Option<Setting>,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Standing>, Failure> {
+        if let Some(setting) = month {
+            self.feed_month(setting)?;
+        }
+        if self.output == Output::Table && !self.is_stopping() {
+            self.tell(rate)?;
+        }
+        // Whoever wants one document and names no time has it as soon as there is something to say.
+        let at_once = self.output == Output::Json && deadline.is_none();
+        if !at_once {
+            self.flow(rate, deadline)?;
+        }
+        if self.is_stopping() {
+            self.say("stopping; the next start continues here");
+            return Ok(None);
+        }
+        self.verified_standing().map(Some)
+    }
+
+    /// The cause behind a failure: when the broker is gone, that nothing can be asked any more says little.
+    fn blame(&mut self, failure: Failure) -> Failure {
+        self.pause(BLAME_AFTER);
+        self.look_after().err().unwrap_or(failure)
     }
 
     fn summary(&self) -> String {
@@ -295,7 +317,7 @@ impl Demo {
             let through = taken + overview.engine.ledger.get("in").copied().unwrap_or(0);
             bar.set_length((through + overview.lag).unsigned_abs());
             bar.set_position(through.unsigned_abs());
-            if is_sent && is_drained(&overview) {
+            if is_sent && is_drained(&overview, self.worker.since()) {
                 break;
             }
             if through != last {
@@ -319,9 +341,9 @@ impl Demo {
 
     /// What came of the month, and what to try.
     fn tell(&mut self, rate: u32) -> Result<(), Failure> {
+        let report = self.verify()?;
         let reader = Reader::new(&self.config)?;
         let (standing, scores) = reader.standing()?;
-        let report = super::verify::report(&self.config, false, |_, _| {})?;
         let pseudonym = self.pseudonym()?;
         let suspects = reader.suspects(&self.population, &pseudonym, &scores[..scores.len().min(SHOWN)])?;
         let user = suspects.first().map_or("USER", |suspect| suspect.name.as_str());
@@ -369,9 +391,22 @@ impl Demo {
         flow.finish()
     }
 
+    /// Verifies with nothing under way. A timer may still write meanwhile, and the copy takes a moment to follow: a
+    /// difference that is one is there the next time, too.
+    fn verify(&mut self) -> Result<Report, Failure> {
+        let mut report = Report::default();
+        for _ in 0..VERIFY_ATTEMPTS_MAX {
+            self.wait_until_drained(None)?;
+            report = super::verify::report(&self.config, false, |_, _| {})?;
+            if report.differences == 0 {
+                break;
+            }
+        }
+        Ok(report)
+    }
+
     fn verified_standing(&mut self) -> Result<Standing, Failure> {
-        self.wait_until_drained(None)?;
-        let report = super::verify::report(&self.config, false, |_, _| {})?;
+        let report = self.verify()?;
         let (mut standing, _) = Reader::new(&self.config)?.standing()?;
         standing.verified_by(&report);
         Ok(standing)
@@ -396,11 +431,12 @@ fn start_devkit(args: &Args, place: &Place) -> Result<Devkit, Failure> {
     Ok(Devkit::spawn_with(&binary, &options).map_err(|cause| Error::Devkit { cause: cause.to_string() })?)
 }
 
-fn is_drained(overview: &Overview) -> bool {
-    let copied = |p: &crate::runtime::overview::PartitionLine| {
+/// Nothing lags, in the topics and in the copy, and it is this worker that says so.
+fn is_drained(overview: &Overview, since: Timestamp) -> bool {
+    let copied = |p: &PartitionLine| {
         p.copy.as_ref().is_none_or(|copy| copy.behind == 0 && !copy.rebuilding && copy.error.is_none())
     };
-    let running = |p: &crate::runtime::overview::PartitionLine| p.state == "running" && !p.stale;
+    let running = |p: &PartitionLine| p.state == "running" && p.as_of.is_some_and(|at| at >= since);
     overview.lag == 0 && overview.balanced && overview.partitions.iter().all(|p| copied(p) && running(p))
 }
 

@@ -36,7 +36,7 @@ pub mod verify;
 pub use output::Output;
 
 /// The commands `--help` shows; the others are under `--help all`.
-const EVERYDAY: [&str; 5] = ["run", "check", "status", "explain", "trace"];
+const EVERYDAY: [&str; 6] = ["demo", "run", "check", "status", "explain", "trace"];
 
 /// How a command ends, as the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -89,13 +89,20 @@ pub fn next(commands: &Commands, user: &str, record: &str, worker: u32, rate: u3
     let mut lines = vec!["subscribe (Avro values; the ids are those of schemas/ids.json)".to_owned()];
     lines.extend(["risk-levels", "alerts"].map(|topic| format!("  {}", commands.kcat(topic))));
     lines.push("in a second terminal".to_owned());
-    for words in [&format!("explain {user}"), &format!("trace {record}"), "status", "verify"] {
+    for words in [&format!("explain {user}"), &format!("trace {record}"), "status"] {
         lines.push(format!("  {}", commands.command(words)));
     }
     lines.push("kill the worker, and see it return with nothing lost".to_owned());
     lines.push(format!("  kill -9 {worker}"));
-    lines.push(format!("now {rate} vendor event(s) a second keep flowing; Ctrl-C ends everything"));
+    lines.push(format!(
+        "{rate} vendor event(s) a second keep flowing until Ctrl-C; `demo --for 5s` then verifies all of it again"
+    ));
     lines.join("\n")
+}
+
+/// How it stands at the end of `--for`.
+pub fn end(standing: &Standing) -> String {
+    format!("{}\nverified; differences: {}", ledger(standing), standing.differences)
 }
 
 fn cut(text: &str) -> String {

@@ -5,12 +5,15 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::error::Error;
+use crate::domain::Timestamp;
+use crate::runtime::clock::SystemClock;
+use crate::runtime::ports::Clock;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long an orderly end may take.
@@ -31,6 +34,8 @@ pub struct Supervisor {
 struct Shared {
     stop: AtomicBool,
     pid: AtomicU32,
+    /// When the process was started, in milliseconds since the epoch.
+    since: AtomicI64,
     failed: Mutex<Option<Error>>,
 }
 
@@ -61,6 +66,11 @@ impl Supervisor {
         self.shared.pid.load(Ordering::Relaxed)
     }
 
+    /// When that process was started.
+    pub fn since(&self) -> Timestamp {
+        Timestamp(self.shared.since.load(Ordering::Relaxed))
+    }
+
     /// Why it is not started again any more.
     pub fn failure(&self) -> Option<Error> {
         self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -87,6 +97,7 @@ impl Recipe {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         // Out of the terminal's group: Ctrl-C reaches the demo, which ends the worker before its broker.
         command.process_group(0);
+        shared.since.store(SystemClock::new().now().0, Ordering::Relaxed);
         let child = command.spawn()?;
         shared.pid.store(child.id(), Ordering::Relaxed);
         Ok(child)
