@@ -50,6 +50,7 @@ fn codes() -> BTreeSet<String> {
         ("src/wire/mapping/program.rs", "Error::"),
         ("src/runtime/registry.rs", "Error::"),
         ("src/runtime/status.rs", "Hold::"),
+        ("src/cli/demo/error.rs", "Error::"),
     ] {
         let found = arms(&code_of(file), of);
         assert!(!found.is_empty(), "{file} has no codes of {of}");

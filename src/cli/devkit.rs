@@ -67,13 +67,10 @@ async fn serve(args: &Args, global: &Global) -> Result<Exit, Failure> {
     }
 }
 
-/// Returns when nobody holds the other end any more; what is written there is not looked at. A thread waits for it:
-/// standard input cannot be waited for otherwise.
+/// Returns when nobody holds the other end any more.
 async fn stdin_closed() {
     let (send, receive) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        // An error is an end, too.
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    super::run::when_stdin_closes(move || {
         // The process may be ending already.
         let _ = send.send(());
     });

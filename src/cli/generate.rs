@@ -14,7 +14,7 @@ use super::{Exit, Failure, Global};
 use crate::config::Config as Settings;
 use crate::domain::Timestamp;
 use crate::domain::time::DAY_MS;
-use crate::generate::{Config, Insiders, Population, events, signals, truth};
+use crate::generate::{Config, Insiders, Population, RawEvent, events, signals, truth};
 use crate::runtime::clock::SystemClock;
 use crate::runtime::ports::{Clock, Outgoing, TopicName};
 use crate::runtime::transaction::KafkaProducer;
@@ -142,15 +142,72 @@ impl Answer {
 }
 
 /// Writes to the configured cluster at the asked pace.
-struct Feed<'a> {
+pub(super) struct Feed<'a> {
+    config: &'a Settings,
+    schemas: Arc<Schemas>,
+    pseudonym: Pseudonym,
     producer: KafkaProducer,
+    topics: BTreeMap<&'a str, TopicName>,
     answer: Answer,
     rate: u64,
     began: Instant,
-    clock: &'a SystemClock,
+    clock: SystemClock,
 }
 
-impl Feed<'_> {
+impl<'a> Feed<'a> {
+    /// Connects; `rate` is in records per second, 0 for as fast as possible.
+    pub(super) fn new(config: &'a Settings, rate: u64) -> Result<Feed<'a>, Failure> {
+        let clock = SystemClock::new();
+        let schemas = super::schemas(config, Arc::new(clock))?;
+        let sources = config.map.sources.iter();
+        Ok(Feed {
+            pseudonym: pseudonym(config, &schemas)?,
+            producer: KafkaProducer::new(&super::connection(config)?)?,
+            topics: sources.map(|s| (s.name.as_str(), topology::intern(&s.topic))).collect(),
+            answer: Answer::default(),
+            began: Instant::now(),
+            config,
+            schemas,
+            rate,
+            clock,
+        })
+    }
+
+    /// Who there is. Delivered when this returns: it is there before the first event asks for it.
+    pub(super) fn directory(&mut self, population: &Population) -> Result<(), Failure> {
+        let (mut encoder, mut value) = (Encoder::new(&self.schemas), Vec::new());
+        self.answer.people = population.people().len();
+        let records: Vec<_> = population.directory(|id| self.pseudonym.user_key(id)).collect();
+        for record in records {
+            value.clear();
+            encoder.encode(Topic::UserDirectory, &record, &mut value).map_err(encode_failure)?;
+            self.send(Topic::UserDirectory.name(), &record.user_key, &value)?;
+        }
+        self.flush()
+    }
+
+    /// A vendor's event; one of a source that is not configured is left out.
+    pub(super) fn event(&mut self, event: &RawEvent) -> Result<(), Failure> {
+        let Some(topic) = self.topics.get(event.source) else { return Ok(()) };
+        self.send(topic, &event.key, event.json.as_bytes())
+    }
+
+    fn signals(&mut self, population: &Population) -> Result<(), Failure> {
+        let (mut encoder, mut value) = (Encoder::new(&self.schemas), Vec::new());
+        let pseudonym = super::pseudonym::configured(self.config)?.expect("the feed was made with one");
+        for signal in signals(population, |id| pseudonym.user_key(id)) {
+            value.clear();
+            encoder.encode(Topic::RiskSignals, &signal, &mut value).map_err(encode_failure)?;
+            self.send(Topic::RiskSignals.name(), &signal.user_key, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is delivered.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        Ok(self.producer.flush(FLUSH_TIMEOUT)?)
+    }
+
     fn send(&mut self, topic: TopicName, key: &str, value: &[u8]) -> Result<(), Failure> {
         let headers = &[];
         let (key, value) = (Some(key.as_bytes()), Some(value));
@@ -165,45 +222,18 @@ impl Feed<'_> {
     }
 }
 
+fn encode_failure(error: crate::wire::avro::EncodeError) -> Failure {
+    Failure::new(Exit::Failure, error.to_string())
+}
+
 fn to_kafka(args: &Args, population: &Population, config: &Settings) -> Result<Answer, Failure> {
-    let clock = SystemClock::new();
-    let schemas = super::schemas(config, std::sync::Arc::new(clock))?;
-    let pseudonym = pseudonym(config, &schemas)?;
-    let (mut encoder, mut value) = (Encoder::new(&schemas), Vec::new());
-    let mut feed = Feed {
-        producer: KafkaProducer::new(&super::connection(config)?)?,
-        answer: Answer { people: population.people().len(), ..Answer::default() },
-        rate: args.rate,
-        began: Instant::now(),
-        clock: &clock,
-    };
-    let encode_failure = |e: crate::wire::avro::EncodeError| Failure::new(Exit::Failure, e.to_string());
-    for record in population.directory(|id| pseudonym.user_key(id)) {
-        value.clear();
-        encoder.encode(Topic::UserDirectory, &record, &mut value).map_err(encode_failure)?;
-        feed.send(Topic::UserDirectory.name(), &record.user_key, &value)?;
-    }
-    // The directory is there before the first event asks for it.
-    feed.producer.flush(FLUSH_TIMEOUT)?;
+    let mut feed = Feed::new(config, args.rate)?;
+    feed.directory(population)?;
     match args.form {
-        Form::Raw => {
-            let sources = config.map.sources.iter();
-            let topics: BTreeMap<&str, TopicName> =
-                sources.map(|s| (s.name.as_str(), topology::intern(&s.topic))).collect();
-            for event in events(population) {
-                let Some(topic) = topics.get(event.source) else { continue };
-                feed.send(topic, &event.key, event.json.as_bytes())?;
-            }
-        }
-        Form::Signals => {
-            for signal in signals(population, |id| pseudonym.user_key(id)) {
-                value.clear();
-                encoder.encode(Topic::RiskSignals, &signal, &mut value).map_err(encode_failure)?;
-                feed.send(Topic::RiskSignals.name(), &signal.user_key, &value)?;
-            }
-        }
+        Form::Raw => events(population).try_for_each(|event| feed.event(&event))?,
+        Form::Signals => feed.signals(population)?,
     }
-    feed.producer.flush(FLUSH_TIMEOUT)?;
+    feed.flush()?;
     Ok(feed.answer)
 }
 

@@ -16,6 +16,8 @@ use crate::wire::avro::Schemas;
 
 pub mod bench;
 pub mod check;
+#[cfg(all(feature = "embedded", feature = "vrl"))]
+pub mod demo;
 #[cfg(feature = "embedded")]
 pub mod devkit;
 pub mod dlq;
@@ -23,6 +25,7 @@ pub mod explain;
 pub mod generate;
 pub mod output;
 pub mod policy;
+pub mod produce;
 pub mod pseudonym;
 pub mod run;
 pub mod status;
@@ -33,7 +36,7 @@ pub mod verify;
 pub use output::Output;
 
 /// The commands `--help` shows; the others are under `--help all`.
-const EVERYDAY: [&str; 5] = ["run", "check", "status", "explain", "trace"];
+const EVERYDAY: [&str; 6] = ["demo", "run", "check", "status", "explain", "trace"];
 
 /// How a command ends, as the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +120,9 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show the whole product on this machine: a generated month of activity, scored, with nothing installed
+    #[cfg(all(feature = "embedded", feature = "vrl"))]
+    Demo(demo::Args),
     /// Run the roles of one process until it is told to stop
     Run(run::Args),
     /// Check configuration, policies and mappings, and print everything that is wrong
@@ -142,6 +148,8 @@ pub enum Command {
     Verify(verify::Args),
     /// Write a seeded population's activity, with the truth beside it
     Generate(generate::Args),
+    /// Write vendor events of your own to the topic of a source
+    Produce(produce::Args),
     /// Run a small broker and store of our own on this machine, for trying out
     #[cfg(feature = "embedded")]
     Devkit(devkit::Args),
@@ -150,6 +158,8 @@ pub enum Command {
 impl Command {
     fn run(&self, global: &Global) -> Result<Exit, Failure> {
         match self {
+            #[cfg(all(feature = "embedded", feature = "vrl"))]
+            Command::Demo(args) => demo::run(args, global),
             Command::Run(args) => run::run(args, global),
             Command::Check(args) => check::run(args, global),
             Command::Status(args) => status::run(args, global),
@@ -161,6 +171,7 @@ impl Command {
             Command::Bench(args) => bench::run(args, global),
             Command::Verify(args) => verify::run(args, global),
             Command::Generate(args) => generate::run(args, global),
+            Command::Produce(args) => produce::run(args, global),
             #[cfg(feature = "embedded")]
             Command::Devkit(args) => devkit::run(args, global),
         }

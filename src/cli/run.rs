@@ -15,6 +15,8 @@ use crate::runtime::telemetry::{self, LogFormat};
 
 /// How often the process looks whether it is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long it may take to end after whoever ran it. Its broker may be gone, too, and then nothing ends in order.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -22,6 +24,9 @@ pub struct Args {
     /// Roles of this process
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Role::Map, Role::Engine])]
     roles: Vec<Role>,
+    /// End when standard input does: for a process that runs this one
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
 }
 
 /// A role scales on its own.
@@ -40,6 +45,9 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
     telemetry::init_logs(format, &config.log.filter);
     let metrics = telemetry::install().map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
     let shared = shared(&config)?;
+    if args.until_stdin_closes {
+        end_with_parent(&shared.stop);
+    }
     let schemas = shared.schemas.clone();
     let registry: http::Registry = Arc::new(move |path| built_in_response(&schemas, path));
     let bind = config.http.address();
@@ -62,6 +70,26 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
             Err(Failure::new(exit, format!("{role}: {cause}")))
         }
     }
+}
+
+fn end_with_parent(stop: &Arc<AtomicBool>) {
+    let stop = stop.clone();
+    when_stdin_closes(move || {
+        stop.store(true, Ordering::Relaxed);
+        std::thread::sleep(ORPHAN_TIMEOUT);
+        tracing::warn!("whoever ran this process is gone, and it could not end in order");
+        std::process::exit(Exit::Failure as i32);
+    });
+}
+
+/// Calls when nobody holds the other end of standard input any more; what is written there is not looked at. A thread
+/// waits for it: standard input cannot be waited for otherwise.
+pub(super) fn when_stdin_closes(then: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(move || {
+        // An error is an end, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        then();
+    });
 }
 
 /// What the roles share, from the configuration.

@@ -58,26 +58,44 @@ struct Policies {
 /// Runs the command.
 pub fn run(command: &Command, global: &Global) -> Result<Exit, Failure> {
     let config = global.config()?;
-    let admin = Admin::new(&super::connection(&config)?)?;
+    let answer = carry_out(&config, matches!(command, Command::Apply))?;
+    global.output.print(&answer, text)?;
+    Ok(if answer.is_possible() { Exit::Ok } else { Exit::Failure })
+}
+
+/// The same as `topics apply`, without an answer; what cannot be applied is a failure.
+#[cfg(all(feature = "embedded", feature = "vrl"))]
+pub(super) fn apply(config: &Config) -> Result<(), Failure> {
+    let answer = carry_out(config, true)?;
+    if answer.is_possible() { Ok(()) } else { Err(Failure::new(Exit::Failure, text(&answer))) }
+}
+
+fn carry_out(config: &Config, apply: bool) -> Result<Answer, Failure> {
+    let admin = Admin::new(&super::connection(config)?)?;
     let raw: Vec<&str> = config.map.sources.iter().map(|s| s.topic.as_str()).collect();
-    let plan = admin.plan(config.kafka.partitions, &raw).map_err(|error| unreachable(&config, error))?;
+    let plan = admin.plan(config.kafka.partitions, &raw).map_err(|error| unreachable(config, error))?;
     let mut answer = Answer { steps: plan.steps.iter().map(line).collect(), ..Answer::default() };
-    let possible = plan.steps.iter().all(Step::can_apply);
-    if let (Command::Apply, true) = (command, possible) {
+    if apply && answer.is_possible() {
         // Policies are compiled before anything is created: a broken file must not leave half an installation.
         let files = check::files(&config.policies.dir).map_err(broken)?;
         let set = policies::compile(&files).map_err(broken)?;
         admin.apply(&plan, config.kafka.replication)?;
-        let installed = install(&config, &files)?;
-        if let Some(pseudonym) = super::pseudonym::configured(&config)? {
-            let schemas = super::schemas(&config, Arc::new(SystemClock::new()))?;
-            super::pseudonym::settle(&config, &schemas, &pseudonym)?;
+        let installed = install(config, &files)?;
+        if let Some(pseudonym) = super::pseudonym::configured(config)? {
+            let schemas = super::schemas(config, Arc::new(SystemClock::new()))?;
+            super::pseudonym::settle(config, &schemas, &pseudonym)?;
         }
         answer.applied = true;
         answer.policies = Some(describe(set.hash, installed));
     }
-    global.output.print(&answer, text)?;
-    Ok(if possible { Exit::Ok } else { Exit::Failure })
+    Ok(answer)
+}
+
+impl Answer {
+    /// Whether every difference can be done away with.
+    fn is_possible(&self) -> bool {
+        self.steps.iter().all(|step| step.can_apply)
+    }
 }
 
 /// The first call: most likely the address is wrong or nothing listens there.

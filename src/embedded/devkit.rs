@@ -110,26 +110,36 @@ pub struct Devkit {
     pub bootstrap: String,
     /// For `redis.url`.
     pub redis_url: String,
+    /// What it does not do, in sentences.
+    pub limits: Vec<String>,
     pub child: Child,
 }
 
 impl Devkit {
     /// Runs this binary as `devkit` on free ports with its data in a directory, and waits until it answers.
     pub fn spawn(dir: &Path) -> io::Result<Devkit> {
-        Devkit::spawn_with(&std::env::current_exe()?, dir, 0, 0)
+        let options = Options { dir: dir.to_owned(), ..Options::default() };
+        Devkit::spawn_with(&std::env::current_exe()?, &options)
     }
 
-    /// The same with a binary and ports of the caller's choice; 0 takes a free port.
-    pub fn spawn_with(binary: &Path, dir: &Path, kafka_port: u16, redis_port: u16) -> io::Result<Devkit> {
+    /// The same with a binary, ports and memory (whole MiB) of the caller's choice. The scripts are the binary's.
+    pub fn spawn_with(binary: &Path, options: &Options) -> io::Result<Devkit> {
+        let Options { kafka_port, redis_port, dir, memory_bytes_max, scripts: _ } = options;
         let mut command = Command::new(binary);
         command.args(["devkit", "--output", "json", "--until-stdin-closes", "--dir"]).arg(dir);
         command.args(["--kafka-port", &kafka_port.to_string(), "--redis-port", &redis_port.to_string()]);
+        if let Some(bytes) = memory_bytes_max {
+            command.args(["--memory", &(bytes >> 20).to_string()]);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Out of the terminal's group: Ctrl-C reaches the parent, which ends its workers before their broker.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn()?;
         match wait_until_ready(&mut child) {
-            Ok(ready) => Ok(Devkit { bootstrap: ready.bootstrap, redis_url: ready.redis_url, child }),
+            Ok(ready) => {
+                let Ready { bootstrap, redis_url, limits, dir: _ } = ready;
+                Ok(Devkit { bootstrap, redis_url, limits, child })
+            }
             Err(error) => {
                 // It may have ended by itself.
                 let _ = child.kill();

@@ -7,6 +7,7 @@ mod activity;
 mod bench;
 mod delivery;
 mod detail;
+mod live;
 mod population;
 mod prng;
 mod signals;
@@ -19,6 +20,7 @@ use crate::domain::Timestamp;
 use crate::domain::time::{DAY_MS, EVENT_TIME_MAX, EVENT_TIME_MIN};
 
 pub use bench::{BenchSignals, bench_signals, bench_user_key};
+pub use live::Live;
 pub use population::{Person, Population, Scenario, Story};
 pub use signals::signals;
 pub use truth::{Truth, truth};

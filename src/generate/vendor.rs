@@ -30,13 +30,18 @@ pub struct RawEvent {
 
 /// Every event in order of arrival, with noise, late, disordered and doubled ones.
 pub fn events(population: &Population) -> impl Iterator<Item = RawEvent> + '_ {
-    deliveries(population).map(|Delivery { arrival, act, .. }| RawEvent {
+    deliveries(population).map(|Delivery { arrival, act, .. }| event(population, &act, arrival))
+}
+
+/// The report of an act.
+pub(super) fn event(population: &Population, act: &Act, arrival: Timestamp) -> RawEvent {
+    RawEvent {
         source: act.kind.source().as_str(),
         at: act.at,
         arrival,
-        key: detail::person(population, &act).canonical_id.clone(),
-        json: json(population, &act),
-    })
+        key: detail::person(population, act).canonical_id.clone(),
+        json: json(population, act),
+    }
 }
 
 fn json(population: &Population, act: &Act) -> String {

@@ -57,11 +57,16 @@ fn binary(arguments: &[&str]) -> Command {
     command
 }
 
+fn spawn(dir: &std::path::Path) -> std::io::Result<casestream::embedded::Devkit> {
+    let options = casestream::embedded::devkit::Options { dir: dir.to_owned(), ..Default::default() };
+    casestream::embedded::Devkit::spawn_with(env!("CARGO_BIN_EXE_casestream").as_ref(), &options)
+}
+
 #[test]
 fn a_taken_port_or_directory_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
-    let first = casestream::embedded::Devkit::spawn_with(env!("CARGO_BIN_EXE_casestream").as_ref(), dir.path(), 0, 0);
+    let first = spawn(dir.path());
     let first = first.unwrap();
     let output = binary(&["--dir", path]).output().unwrap();
     assert_eq!(output.status.code(), Some(4));
@@ -77,7 +82,7 @@ fn a_taken_port_or_directory_is_said() {
 #[test]
 fn a_child_ends_with_whoever_runs_it() {
     let dir = tempfile::tempdir().unwrap();
-    let devkit = casestream::embedded::Devkit::spawn_with(env!("CARGO_BIN_EXE_casestream").as_ref(), dir.path(), 0, 0);
+    let devkit = spawn(dir.path());
     let mut devkit = devkit.unwrap();
     assert!(redis::Client::open(devkit.redis_url.as_str()).unwrap().get_connection().is_ok());
     // What the kernel does to a parent's descriptors when it is killed.

@@ -213,12 +213,13 @@ impl<'f, 't> Fold<'f, 't> {
     }
 
     fn pass(mut self, records: Records<'_>) -> Result<Overlay, Abandon> {
-        if self.frame.epoch.is_none() {
-            self.run_timers()?;
-        }
+        // Before timers touch anybody: from then on the index may have to be hashed again.
         let room = records.len().min(TOUCHED_AT_ONCE);
         self.touched.reserve(room);
         self.index.reserve(room, |_| unreachable!("nothing is touched yet"));
+        if self.frame.epoch.is_none() {
+            self.run_timers()?;
+        }
         for record in records {
             self.record(&record)?;
         }
