@@ -145,7 +145,14 @@ impl Known {
         self.terms.clear();
     }
 
+    /// Hands over what terms were kept in, empty, and knows nothing any more.
+    pub fn memory(&mut self) -> Terms {
+        self.clear();
+        std::mem::take(&mut self.terms)
+    }
+
     /// Keeps terms and the score they make at an hour.
+    #[inline]
     pub fn keep(&mut self, terms: Terms, whole: Sum, policies: &PolicySet, hour: i64) {
         self.of = beginning(policies).map(|beginning| (hour, beginning));
         self.terms = terms;
@@ -159,6 +166,7 @@ impl Known {
     }
 
     /// Hands the terms over with no more of the score than its value.
+    #[inline]
     pub fn take_terms(&mut self, policies: &PolicySet, hour: i64) -> Option<(Terms, i64)> {
         let kept = self.of.take()?;
         (Some(kept) == beginning(policies).map(|beginning| (hour, beginning)))
@@ -179,10 +187,18 @@ fn beginning(policies: &PolicySet) -> Option<[u8; 16]> {
 impl<'a> Curve<'a> {
     /// The curve from `hour` on.
     pub fn new(user: &'a User, catalogue: &'a Catalogue, hour: i64) -> Curve<'a> {
-        Curve::of(user, catalogue, terms(user, catalogue, hour))
+        Curve::new_in(Terms::new(), user, catalogue, hour)
+    }
+
+    /// The curve from `hour` on, with its terms in memory that is used again.
+    pub fn new_in(mut memory: Terms, user: &'a User, catalogue: &'a Catalogue, hour: i64) -> Curve<'a> {
+        memory.clear();
+        fill_terms(&mut memory, user, catalogue, hour);
+        Curve::of(user, catalogue, memory)
     }
 
     /// The curve of terms that are known.
+    #[inline]
     pub fn of(user: &'a User, catalogue: &'a Catalogue, terms: Terms) -> Curve<'a> {
         Curve { user, catalogue, terms, boosts: boosts(user.head.directory.as_ref(), &catalogue.boosters) }
     }
@@ -345,7 +361,9 @@ impl<'a> Curve<'a> {
         }
         let mut categories = [0_i64; 7];
         for category in Category::ALL {
-            categories[category as usize] = cap(uncapped[category as usize], category.cap_milli());
+            if uncapped[category as usize] > 0 {
+                categories[category as usize] = cap(uncapped[category as usize], category.cap_milli());
+            }
         }
         for part in &mut parts {
             let g = self.category(part.position);
@@ -437,19 +455,24 @@ fn age_hours(day: Day, hour: i64) -> i64 {
 pub fn decay_q32(day: Day, indicator: &Indicator, hour: i64) -> u64 {
     let age = age_hours(day, hour).max(0);
     let half_life = i64::from(indicator.half_life_days);
-    if age > 24 * LOOK_BACK_DAYS.min(HALF_LIVES_KEPT * half_life) {
-        return 0;
-    }
     match HALF_LIVES_DAYS.iter().position(|h| *h == indicator.half_life_days) {
-        Some(n) => DECAYS[n][age as usize],
+        Some(n) => DECAYS[n].get(age as usize).copied().unwrap_or(0),
+        None if age > age_max(half_life) => 0,
         None => decayed(age, half_life),
     }
 }
 
+/// The largest age that counts, in hours.
+fn age_max(half_life: i64) -> i64 {
+    24 * LOOK_BACK_DAYS.min(HALF_LIVES_KEPT * half_life)
+}
+
 /// `decayed` of every age that counts, for each of `HALF_LIVES_DAYS`: a level ahead takes dozens of evaluations.
-static DECAYS: LazyLock<Vec<Vec<u64>>> = LazyLock::new(|| {
-    let table = |h: &u16| (0..=24 * LOOK_BACK_DAYS).map(|age| decayed(age, i64::from(*h))).collect();
-    HALF_LIVES_DAYS.iter().map(table).collect()
+static DECAYS: LazyLock<[Box<[u64]>; HALF_LIVES_DAYS.len()]> = LazyLock::new(|| {
+    HALF_LIVES_DAYS.map(|h| {
+        let half_life = i64::from(h);
+        (0..=age_max(half_life)).map(|age| decayed(age, half_life)).collect()
+    })
 });
 
 fn decayed(age: i64, half_life: i64) -> u64 {
@@ -597,8 +620,7 @@ impl Hours {
     }
 }
 
-fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> Terms {
-    let mut terms = Terms::new();
+fn fill_terms(terms: &mut Terms, user: &User, catalogue: &Catalogue, hour: i64) {
     let (mut window, mut hours) = (Window::default(), Hours::default());
     let oldest_source = catalogue.oldest_source();
     for (d, segment) in user.days.iter().enumerate() {
@@ -621,7 +643,6 @@ fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> Terms {
             terms.push(term(user, (d, n), position, m, sums, outside, age));
         }
     }
-    terms
 }
 
 fn term(
@@ -666,20 +687,21 @@ pub fn renew_last_day(
     if age_hours(segment.day, hour) > 24 * LOOK_BACK_DAYS {
         return terms.truncate(at);
     }
+    let code = |t: &Term| catalogue.indicators[t.position].code;
     for (n, insight) in segment.insights.iter().enumerate() {
-        let Some(position) = catalogue.position_of_code(insight.code) else { continue };
-        while terms.get(at).is_some_and(|t| t.position < position) {
+        while terms.get(at).is_some_and(|t| code(t) < insight.code) {
             terms.remove(at);
         }
-        let old = terms.get_mut(at).filter(|t| t.position == position);
-        if let Some(old) = old {
+        if let Some(old) = terms.get_mut(at).filter(|t| code(t) == insight.code) {
             old.at = (d as u32, n as u32);
-            if changed(position) && !regrow(old, insight, user, catalogue, hour) {
+            if changed(old.position) && !regrow(old, insight, user, catalogue, hour) {
                 terms.remove(at);
                 continue;
             }
             at += 1;
-        } else if let Some(new) = last_term(user, n, position, catalogue, hour) {
+        } else if let Some(position) = catalogue.position_of_code(insight.code)
+            && let Some(new) = last_term(user, n, position, catalogue, hour)
+        {
             terms.insert(at, new);
             at += 1;
         }
@@ -718,9 +740,13 @@ fn last_term(user: &User, n: usize, position: usize, catalogue: &Catalogue, hour
 }
 
 /// Every booster that holds at some time, from facts about the person.
+#[inline]
 pub fn boosts(directory: Option<&Directory>, settings: &Boosters) -> SmallVec<[Boost; 2]> {
+    directory.map_or_else(SmallVec::new, |directory| boosts_of(directory, settings))
+}
+
+fn boosts_of(directory: &Directory, settings: &Boosters) -> SmallVec<[Boost; 2]> {
     let mut found = SmallVec::new();
-    let Some(directory) = directory else { return found };
     for at in [directory.announced, directory.last_day].into_iter().flatten() {
         found.push(Boost {
             kind: "leaving",
