@@ -145,6 +145,16 @@ impl<'a> Emit<'a> {
     }
 }
 
+/// The two digits of every number below 100.
+const PAIRS: [[u8; 2]; 100] = {
+    let (mut pairs, mut n) = ([[0; 2]; 100], 0);
+    while n < 100 {
+        pairs[n] = [b'0' + n as u8 / 10, b'0' + n as u8 % 10];
+        n += 1;
+    }
+    pairs
+};
+
 /// Appends a number in decimal; the formatting machinery costs more than the digits.
 pub fn push_number(text: &mut String, number: i64) {
     if let 0..=9 = number {
@@ -152,10 +162,14 @@ pub fn push_number(text: &mut String, number: i64) {
     }
     let mut buffer = [0; 20];
     let (mut rest, mut at) = (number.unsigned_abs(), buffer.len());
-    while rest > 0 {
+    while rest >= 10 {
+        at -= 2;
+        [buffer[at], buffer[at + 1]] = PAIRS[(rest % 100) as usize];
+        rest /= 100;
+    }
+    if rest > 0 {
         at -= 1;
-        buffer[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
+        buffer[at] = b'0' + rest as u8;
     }
     if number < 0 {
         text.push('-');
@@ -174,7 +188,7 @@ mod tests {
 
     #[test]
     fn numbers_are_written_as_the_formatter_would() {
-        for number in [0, 7, -1, 10, 12_345, i64::MAX, i64::MIN] {
+        for number in [0, 7, -1, 10, 99, 100, -305, 7_012, 12_345, i64::MAX, i64::MIN] {
             let mut text = String::new();
             push_number(&mut text, number);
             assert_eq!(text, number.to_string());

@@ -442,8 +442,20 @@ fn activity_entry(
         case_ids: Vec::new(),
     });
     emit.complete(&mut user.head, checked.at, &mut entry);
-    drop((take(&mut entry.alert_ids), take(&mut entry.flags), entry.signal.take().map(|s| s.factors)));
+    free(&mut entry);
     (emit.cause.headline, emit.cause.insight_id) = (words, insight_id);
+}
+
+/// Frees what an entry of a signal owns; nothing, as a rule.
+#[inline]
+fn free(entry: &mut ChronologyEntry<'_>) {
+    let ChronologyEntry { alert_ids, flags, signal, .. } = entry;
+    for texts in [alert_ids, flags].into_iter().filter(|texts| !texts.is_empty()) {
+        *texts = Vec::new();
+    }
+    if let Some(facts) = signal.as_mut().filter(|facts| !facts.factors.is_empty()) {
+        facts.factors = BTreeMap::new();
+    }
 }
 
 fn day_text<'s>(signal: &'s Signal<'_>, checked: &Checked<'_>, day: Day) -> Text<'s> {

@@ -96,30 +96,26 @@ fn since(text: &mut String, user: &User, day: Day, code: u16) {
 }
 
 fn amount(text: &mut String, count: i64, kind: Option<&str>) {
-    let noun = match kind {
-        Some("file") => "file",
-        Some("message") => "message",
-        Some("record") => "record",
-        _ => "time",
+    let nouns = match kind {
+        Some("file") => " files",
+        Some("message") => " messages",
+        Some("record") => " records",
+        _ => " times",
     };
-    let plural = if count == 1 { "" } else { "s" };
     push_number(text, count);
-    text.push(' ');
-    text.push_str(noun);
-    text.push_str(plural);
+    text.push_str(if count == 1 { &nouns[..nouns.len() - 1] } else { nouns });
 }
 
 /// Bytes in decimal units with one digit: "2.1 GB".
 fn size(text: &mut String, bytes: u64) {
-    let units = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
-    let (one, unit) = units.into_iter().find(|(one, _)| bytes >= *one).unwrap_or((1, "B"));
+    let units = [(1_000_000_000_000, " TB"), (1_000_000_000, " GB"), (1_000_000, " MB"), (1_000, " kB")];
+    let (one, unit) = units.into_iter().find(|(one, _)| bytes >= *one).unwrap_or((1, " B"));
     push_number(text, (bytes / one) as i64);
     let tenth = bytes % one * 10 / one;
     if tenth > 0 {
         text.push('.');
         push_number(text, tenth as i64);
     }
-    text.push(' ');
     text.push_str(unit);
 }
 

@@ -205,15 +205,16 @@ impl<'a> Curve<'a> {
 
     /// The user's score at an hour, with its parts.
     pub fn at(&self, hour: i64) -> Sum {
-        let mut parts = Parts::new();
+        let mut sum = Sum::default();
         for term in &self.terms {
             let indicator = &self.catalogue.indicators[term.position];
-            add(&mut parts, term.position, (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32);
+            add(&mut sum.parts, term.position, (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32);
         }
-        self.total(parts, hour, |position| {
+        self.total(&mut sum, hour, |position| {
             let indicator = &self.catalogue.indicators[position];
             Some((indicator.weight_milli, indicator.cap_milli))
-        })
+        });
+        sum
     }
 
     /// `at(hour).score_milli` without the parts.
@@ -239,23 +240,25 @@ impl<'a> Curve<'a> {
 
     /// A policy's score at an hour: the same formula over its indicators, weights and caps.
     pub fn under(&self, lens: &Lens<'_>, hour: i64) -> Sum {
-        let mut parts = Parts::new();
+        let mut sum = Sum::default();
         for term in self.terms.iter().filter(|t| t.day >= lens.since) {
             if counted(lens.policy, term.position).is_none() {
                 continue;
             }
             let indicator = &self.catalogue.indicators[term.position];
             let q = if lens.spent.is_empty() { term.q_q16 } else { self.q_beyond(term, lens.spent) };
-            add(&mut parts, term.position, (q * decay_q32(term.day, indicator, hour)) >> 32);
+            add(&mut sum.parts, term.position, (q * decay_q32(term.day, indicator, hour)) >> 32);
         }
-        self.total(parts, hour, |position| counted(lens.policy, position))
+        self.total(&mut sum, hour, |position| counted(lens.policy, position));
+        sum
     }
 
     /// A policy's score from the sums of the user's: right when the policy looks at every term.
     pub fn reweigh(&self, policy: &Policy, whole: &Sum, hour: i64) -> Sum {
         let counts = |p: &&Part| counted(policy, p.position).is_some();
-        let parts = whole.parts.iter().filter(counts).copied().collect();
-        self.total(parts, hour, |position| counted(policy, position))
+        let mut sum = Sum { parts: whole.parts.iter().filter(counts).copied().collect(), ..Sum::default() };
+        self.total(&mut sum, hour, |position| counted(policy, position));
+        sum
     }
 
     /// The catalogue the curve is drawn by.
@@ -269,7 +272,12 @@ impl<'a> Curve<'a> {
     }
 
     /// The term of an insight, while it counts.
+    #[inline]
     pub fn term(&self, day: Day, position: usize) -> Option<&Term> {
+        // Of most changes it is the last.
+        if let Some(last) = self.terms.last().filter(|t| (t.day, t.position) <= (day, position)) {
+            return Some(last).filter(|t| (t.day, t.position) == (day, position));
+        }
         let place = self.terms.binary_search_by(|t| (t.day, t.position).cmp(&(day, position)));
         place.ok().map(|n| &self.terms[n])
     }
@@ -352,26 +360,29 @@ impl<'a> Curve<'a> {
         self.boosts.iter().filter(move |b| b.holds(hour))
     }
 
-    fn total(&self, mut parts: Parts, hour: i64, terms_of: impl Fn(usize) -> Option<(i64, i64)>) -> Sum {
+    /// Brings everything up to the sums of the parts.
+    #[inline]
+    fn total(&self, sum: &mut Sum, hour: i64, terms_of: impl Fn(usize) -> Option<(i64, i64)>) {
         let mut uncapped = [0_i64; 7];
-        for part in &mut parts {
+        for part in &mut sum.parts {
             let (weight, most) = terms_of(part.position).unwrap_or_default();
             part.capped_milli = cap(weighted(weight, part.sum_q16), most);
             uncapped[self.category(part.position)] += part.capped_milli;
         }
-        let mut categories = [0_i64; 7];
+        let categories = &mut sum.categories;
+        *categories = [0; 7];
         for category in Category::ALL {
             if uncapped[category as usize] > 0 {
                 categories[category as usize] = cap(uncapped[category as usize], category.cap_milli());
             }
         }
-        for part in &mut parts {
+        for part in &mut sum.parts {
             let g = self.category(part.position);
             part.points_milli = part.capped_milli * categories[g] / uncapped[g].max(1);
         }
-        let evidence_milli = categories.iter().sum();
-        let boost_milli = boost(self.boosts_at(hour).map(|b| b.factor_milli));
-        Sum { parts, categories, evidence_milli, boost_milli, score_milli: score_milli(evidence_milli, boost_milli) }
+        sum.evidence_milli = categories.iter().sum();
+        sum.boost_milli = boost(self.boosts_at(hour).map(|b| b.factor_milli));
+        sum.score_milli = score_milli(sum.evidence_milli, sum.boost_milli);
     }
 
     fn category(&self, position: usize) -> usize {
