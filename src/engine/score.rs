@@ -165,6 +165,17 @@ impl Known {
         Some((terms, std::mem::take(&mut self.whole)))
     }
 
+    /// Takes back the terms that were handed over: the score they make is still here.
+    pub fn put_back(&mut self, terms: Terms, policies: &PolicySet, hour: i64) {
+        self.of = beginning(policies).map(|beginning| (hour, beginning));
+        self.terms = terms;
+    }
+
+    /// The score of the terms that came or went last.
+    pub fn whole(&self) -> &Sum {
+        &self.whole
+    }
+
     /// Hands the terms over with no more of the score than its value.
     #[inline]
     pub fn take_terms(&mut self, policies: &PolicySet, hour: i64) -> Option<(Terms, i64)> {
