@@ -52,6 +52,7 @@ pub struct Note {
 }
 
 /// The policy's lens on a user now, or `None` while the policy does not apply.
+#[inline]
 pub fn lens<'p>(user: &User, n: usize, ctx: &Context<'p>) -> Option<Lens<'p>> {
     let policy = &ctx.policies.policies[n];
     let directory = user.head.directory.as_ref();

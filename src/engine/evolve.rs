@@ -23,22 +23,22 @@ pub enum Change {
 
 /// Applies a change.
 pub fn evolve(user: &mut User, change: &Change) {
-    match *change {
-        Change::Insert { day, entry } => insert(user, day, entry),
+    match change {
+        Change::Insert { day, entry } => insert(user, *day, entry),
         Change::Reserve { day, entry } => {
-            let segment = segment(user, day);
+            let segment = segment(user, *day);
             if let Err(n) = segment.signals.binary_search_by_key(&entry.id, |s| s.id)
                 && segment.signals.len() < SIGNALS_PER_DAY_MAX
             {
-                segment.signals.insert(n, entry);
+                segment.signals.insert(n, *entry);
             }
-            user.changes.mark_day(day);
+            user.changes.mark_day(*day);
         }
         Change::Replace { was, day, entry } => {
-            remove(user, was, entry.id);
-            insert(user, day, entry);
+            remove(user, *was, entry.id);
+            insert(user, *day, entry);
         }
-        Change::Retract { day, id } => retract(user, day, id),
+        Change::Retract { day, id } => retract(user, *day, *id),
     }
 }
 
@@ -85,6 +85,7 @@ pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device:
 }
 
 /// Days older than the lateness horizon forget their single signals; days older than `DAYS_KEPT` go altogether.
+#[inline]
 pub fn forget(user: &mut User, today: Day, lateness_days: i64) {
     let oldest = today.0 - super::state::DAYS_KEPT;
     // Two days of slack: a signal's day may differ from its instant's by one, and today has only begun.
@@ -92,6 +93,10 @@ pub fn forget(user: &mut User, today: Day, lateness_days: i64) {
     if user.days.first().is_none_or(|d| d.day.0 > oldest && d.day.0 >= horizon) {
         return;
     }
+    forget_before(user, oldest, horizon);
+}
+
+fn forget_before(user: &mut User, oldest: i32, horizon: i32) {
     let gone = user.days.iter().take_while(|d| d.day.0 <= oldest).count();
     if gone > 0 {
         // Terms name days by their place.
@@ -121,21 +126,21 @@ fn segment(user: &mut User, day: Day) -> &mut DaySegment {
     &mut user.days[n]
 }
 
-fn insert(user: &mut User, day: Day, entry: SignalEntry) {
+fn insert(user: &mut User, day: Day, entry: &SignalEntry) {
     let segment = segment(user, day);
     let full = segment.signals.len() >= SIGNALS_PER_DAY_MAX;
-    let alone = entry.activity == 0 || !segment.signals.iter().any(|s| same_act(s, &entry));
+    let alone = entry.activity == 0 || !segment.signals.iter().any(|s| same_act(s, entry));
     let whole = alone || is_whole(segment);
     if !full && let Err(n) = segment.signals.binary_search_by_key(&entry.id, |s| s.id) {
-        segment.signals.insert(n, entry);
+        segment.signals.insert(n, *entry);
     }
     let mut limits = if full { LIMIT_SIGNALS } else { 0 };
-    if alone && counts(&entry) {
-        limits |= add(segment, &entry);
+    if alone && counts(entry) {
+        limits |= add(segment, entry);
     } else if !alone && whole && !full {
         limits |= rebuild(segment);
     } else if !alone {
-        limits |= outdo(segment, &entry);
+        limits |= outdo(segment, entry);
     }
     user.head.limits |= limits;
     user.changes.mark_day(day);
