@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::embedded::Devkit;
 use crate::embedded::devkit::Options;
-use crate::generate::{Population, truth};
+use crate::generate::{Population, Truth, truth};
 use crate::runtime::clock::SystemClock;
 use crate::runtime::overview::{Overview, PartitionLine};
 use crate::runtime::ports::Clock;
@@ -95,7 +95,7 @@ pub struct Args {
 
 /// Reads "30s", "5m" or "2h".
 fn duration(text: &str) -> Result<Duration, String> {
-    let unit = text.chars().last().and_then(|unit| Some((unit, [('s', 1), ('m', 60), ('h', 3_600)])));
+    let unit = text.chars().last().map(|unit| (unit, [('s', 1), ('m', 60), ('h', 3_600)]));
     let seconds = unit.and_then(|(unit, units)| units.into_iter().find(|(name, _)| *name == unit));
     let number = seconds.and_then(|(unit, seconds)| Some((text.strip_suffix(unit)?.parse::<u32>().ok()?, seconds)));
     let (number, seconds) = number.ok_or("use a number with s, m or h, such as 30s")?;
@@ -348,7 +348,8 @@ impl Demo {
         let suspects = reader.suspects(&self.population, &pseudonym, &scores[..scores.len().min(SHOWN)])?;
         let user = suspects.first().map_or("USER", |suspect| suspect.name.as_str());
         let facts = truth(&self.population);
-        let insiders = facts.iter().filter(|t| t.harmful).map(|t| t.canonical_id.clone()).collect::<Vec<_>>();
+        let planted = |t: &Truth| format!("{} ({})", t.canonical_id, tell::scenario(t.scenario));
+        let insiders: Vec<String> = facts.iter().filter(|t| t.harmful).map(planted).collect();
         let ids = facts.iter().filter(|t| t.canonical_id == user).chain(&facts);
         let record = self.raw_record(ids.flat_map(|t| t.harmful_event_ids.last()))?;
         self.say(&tell::month(&standing, &suspects, &insiders, &report));
