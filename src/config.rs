@@ -42,8 +42,6 @@ pub struct App {
     pub id: String,
     /// Number of this process among those of the same id; two processes never share one.
     pub ordinal: u32,
-    /// Directory for local files.
-    pub state_dir: String,
 }
 
 /// How to reach Kafka.
@@ -87,9 +85,7 @@ pub struct Redis {
     pub url: Secret,
     /// A file that holds the URL; wins over `url`.
     pub url_file: String,
-    pub response_timeout_ms: u64,
     pub flush_interval_ms: u64,
-    pub chunk_users: usize,
 }
 
 /// The schema registry; without a URL the built-in schemas are used.
@@ -115,7 +111,6 @@ pub struct Engine {
     pub idle_follow_ms: i64,
     pub transaction_timeout_ms: u64,
     pub session_timeout_ms: u64,
-    pub restore_deadline_ms: u64,
     pub level_valid_hours: i64,
 }
 
@@ -180,7 +175,7 @@ pub struct Policies {
 
 impl Default for App {
     fn default() -> App {
-        App { id: "casestream".into(), ordinal: 0, state_dir: "casestream-state".into() }
+        App { id: "casestream".into(), ordinal: 0 }
     }
 }
 
@@ -204,9 +199,7 @@ impl Default for Redis {
             enabled: true,
             url: Secret::new("redis://127.0.0.1:6379"),
             url_file: String::new(),
-            response_timeout_ms: 2_000,
             flush_interval_ms: 200,
-            chunk_users: 500,
         }
     }
 }
@@ -222,7 +215,6 @@ impl Default for Engine {
             idle_follow_ms: 30_000,
             transaction_timeout_ms: 10_000,
             session_timeout_ms: 15_000,
-            restore_deadline_ms: 600_000,
             level_valid_hours: 24,
         }
     }
@@ -257,10 +249,7 @@ pub const RANGES: &[(&str, i64, i64)] = &[
     ("app.ordinal", 0, 9_999),
     ("kafka.partitions", 1, 4_096),
     ("kafka.replication", 1, 15),
-    ("redis.response_timeout_ms", 100, 60_000),
     ("redis.flush_interval_ms", 10, 60_000),
-    // Larger chunks block the server for other clients, and the script's argument limit is near.
-    ("redis.chunk_users", 1, 1_000),
     ("engine.workers", 1, 64),
     ("engine.batch_records_max", 1, 1_000_000),
     ("engine.batch_ms_max", 1, 30_000),
@@ -269,7 +258,6 @@ pub const RANGES: &[(&str, i64, i64)] = &[
     ("engine.idle_follow_ms", 0, 3_600_000),
     ("engine.transaction_timeout_ms", 2_000, 900_000),
     ("engine.session_timeout_ms", 6_000, 1_800_000),
-    ("engine.restore_deadline_ms", 10_000, 86_400_000),
     ("engine.level_valid_hours", 1, 720),
     ("map.workers", 1, 64),
 ];
@@ -328,9 +316,6 @@ impl Config {
                 format!("\"{}\" is not an id", self.app.id),
                 "use lower-case letters, digits and `-`, at most 40",
             );
-        }
-        if self.app.state_dir.is_empty() {
-            wrong("app.state_dir", "is empty".into(), "name a directory this user may write to");
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             wrong("log.filter", format!("is not a filter: {error}"), "write for example \"info,casestream=debug\"");

@@ -79,14 +79,14 @@ fn lists_and_client_settings_come_through_every_layer() {
 #[test]
 fn every_problem_names_origin_key_and_way_out() {
     let file = "[engine]\nworkers = 0\nbatch_ms = 5\nlateness_days = \"30\"\n[log]\nformat = \"yaml\"\n";
-    let environment = [("CASESTREAM_REDIS__CHUNK_USERS", "many"), ("CASESTREAM_SERVICE_HOST", "10.0.0.1")];
+    let environment = [("CASESTREAM_REDIS__FLUSH_INTERVAL_MS", "many"), ("CASESTREAM_SERVICE_HOST", "10.0.0.1")];
     let found = problems(&layers(file, &environment, &["engine.lateness_days=99", "workers=1", "engine", "x"]));
     let expected = [
         "casestream.toml:2: engine.workers: is 0, outside 1 to 64\n  fix: choose a number from 1 to 64",
         "casestream.toml:3: engine.batch_ms: is not a key\n  fix: did you mean engine.batch_ms_max?",
         "casestream.toml:4: engine.lateness_days: is a text, not a whole number\n  fix: write a whole number",
         "casestream.toml:6: log.format: does not know \"yaml\"\n  fix: possible: text, json",
-        "environment CASESTREAM_REDIS__CHUNK_USERS: redis.chunk_users: is not a whole number\n  fix: write a whole number",
+        "environment CASESTREAM_REDIS__FLUSH_INTERVAL_MS: redis.flush_interval_ms: is not a whole number\n  fix: write a whole number",
         "--set engine.lateness_days: engine.lateness_days: is 99, outside 1 to 60\n  fix: choose a number from 1 to 60",
         "--set workers: workers: is not a key\n  fix: did you mean engine.workers?",
         "--set engine: there is no `=`\n  fix: write --set section.key=value",
@@ -116,7 +116,6 @@ fn rules_between_keys_are_checked() {
         ("redis.url=hunter2", "--set redis.url: redis.url: is not an address"),
         ("registry.url=hunter2", "--set registry.url: registry.url: is not an address"),
         ("registry.username=x", "--set registry.username: registry.username: name and password belong together"),
-        ("app.state_dir=", "--set app.state_dir: app.state_dir: is empty"),
         ("log.filter=info=loud", "--set log.filter: log.filter: is not a filter"),
         (r#"map.company_domains=["@Example.com"]"#, "--set map.company_domains: map.company_domains: \"@Example.com\""),
         (

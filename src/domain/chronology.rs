@@ -75,7 +75,7 @@ pub struct Insight<'a> {
     pub bytes: i64,
     pub points_milli: i64,
     #[serde(borrow)]
-    pub pivots: Vec<Pivot<'a>>,
+    pub pivots: Cow<'a, [Pivot<'a>]>,
 }
 
 /// How an insight spreads over one dimension.

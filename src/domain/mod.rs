@@ -16,6 +16,7 @@ pub mod score;
 pub mod signal;
 pub mod text;
 pub mod time;
+pub mod utf8;
 
 pub use level::Level;
 pub use text::Text;

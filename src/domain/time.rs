@@ -56,19 +56,15 @@ pub struct Day(pub i32);
 impl Day {
     /// Parses `YYYY-MM-DD`; anything else, or a date outside 2000..=2106, is `None`.
     pub fn parse(text: &str) -> Option<Day> {
-        let bytes = text.as_bytes();
-        if bytes.len() != 10 || bytes[4] != b'-' || bytes[7] != b'-' {
+        const EACH: u64 = 0x0101_0101_0101_0101;
+        let [y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1] = *text.as_bytes() else { return None };
+        // All eight digits at once: each at most 9, then each pair as its number in the lower of its bytes.
+        let digits = u64::from_le_bytes([y0, y1, y2, y3, m0, m1, d0, d1]) ^ (EACH * u64::from(b'0'));
+        if (digits | digits.wrapping_add(0x76 * EACH)) & (0x80 * EACH) != 0 {
             return None;
         }
-        let mut digits = [0_i32; 8];
-        for (digit, at) in digits.iter_mut().zip([0, 1, 2, 3, 5, 6, 8, 9]) {
-            *digit = i32::from(bytes[at].wrapping_sub(b'0'));
-        }
-        if digits.iter().any(|d| *d > 9) {
-            return None;
-        }
-        let [y0, y1, y2, y3, m0, m1, d0, d1] = digits;
-        let (year, month, day) = (1_000 * y0 + 100 * y1 + 10 * y2 + y3, 10 * m0 + m1, 10 * d0 + d1);
+        let [century, _, year, _, month, _, day, _] = (10 * digits + (digits >> 8)).to_le_bytes().map(i32::from);
+        let year = 100 * century + year;
         if !(2000..=2106).contains(&year) || !(1..=12).contains(&month) {
             return None;
         }

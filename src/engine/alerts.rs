@@ -92,15 +92,17 @@ pub fn score(curve: &Curve<'_>, lens: &Lens<'_>, whole: &Sum, hour: i64) -> i64 
     }
 }
 
-/// Moves after evidence grew: an insight of indicator `position`, by a signal of instant `at`.
+/// Moves after evidence grew: an insight of indicator `position`, by a signal of instant `at`. They follow the moves
+/// there are already.
 pub fn decide_growth(
+    moves: &mut SmallVec<[Move; 2]>,
     user: &User,
     curve: &Curve<'_>,
     whole: &Sum,
     (position, day, at): (usize, Day, Timestamp),
     ctx: &Context<'_>,
-) -> SmallVec<[Move; 2]> {
-    let mut moves = SmallVec::new();
+) {
+    let first = moves.len();
     let code = ctx.policies.catalogue.indicators[position].code;
     for &n in &ctx.policies.by_indicator[position] {
         let Some(lens) = lens(user, n, ctx).filter(|l| day >= l.since) else { continue };
@@ -117,8 +119,9 @@ pub fn decide_growth(
         moves.extend(opening(user, curve, n, lens, score_milli, ctx));
     }
     // Opening may make room, so moves that name an alert by its place come first.
-    moves.sort_by_key(|m| matches!(m, Move::Open { .. }));
-    moves
+    if moves.len() > first + 1 {
+        moves[first..].sort_by_key(|m| matches!(m, Move::Open { .. }));
+    }
 }
 
 /// Moves after a trigger put the user under its policies: what is known already may be enough.

@@ -3,7 +3,7 @@
 
 use smallvec::SmallVec;
 
-use super::state::{SIGNALS_PER_DAY_MAX, SignalEntry, User, activity_hash, hash32, signal_id};
+use super::state::{DaySegment, SIGNALS_PER_DAY_MAX, SignalEntry, User, activity_hash, hash32, signal_id};
 use super::{Context, DeadCode, evolve::Change, factors};
 use crate::domain::signal::{Op, Signal};
 use crate::domain::time::{DAY_MS, EVENT_TIME_MAX, EVENT_TIME_MIN, HOUR_MS, SECOND_MS};
@@ -20,83 +20,72 @@ pub const RESERVED: Timestamp = Timestamp(-1);
 
 /// A signal whose fields have been checked.
 #[derive(Clone, Debug)]
-pub struct Checked {
+pub struct Checked<'s> {
     pub op: Op,
     pub at: Timestamp,
     pub day: Day,
     /// Position in the catalogue; `None` when the indicator is unknown there.
     pub position: Option<usize>,
     pub factors: factors::Applied,
+    /// What tells the destination apart; empty when there is none.
+    pub place: &'s str,
     pub entry: SignalEntry,
     pub clamped: bool,
     /// The day already remembers as many signals as it may.
     pub full: bool,
 }
 
-/// The judgement on a signal.
-#[derive(Clone, Debug)]
-pub enum Decision {
-    Dead(DeadCode),
-    /// Nothing to count. The names may still be new, when a revision came before its create.
-    Duplicate(Checked),
-    Accept(Checked, Change),
-}
-
-/// Judges a signal.
+/// Judges a signal that has been checked. No change: nothing to count. The names may still be new then, when a
+/// revision came before its create.
 #[inline]
-pub fn decide(user: &User, signal: &Signal<'_>, ctx: &Context<'_>) -> Decision {
-    let checked = match check(signal, ctx) {
-        Ok(checked) => checked,
-        Err(code) => return Decision::Dead(code),
-    };
+pub fn decide(user: &User, checked: &mut Checked<'_>, ctx: &Context<'_>) -> Result<Option<Change>, DeadCode> {
     let late = checked.at.0 < ctx.stream_time.0 - ctx.lateness_days * DAY_MS;
     match find(user, checked.day, checked.entry.id) {
-        Some((day, known)) => against(checked, day, &known),
-        None if late && checked.op == Op::Retract => Decision::Dead(DeadCode::RetractionTooLate),
-        None if late => Decision::Dead(DeadCode::TooLate),
-        None => fresh(user, checked),
+        Some((day, known)) => Ok(against(checked, day, known)),
+        None if late && checked.op == Op::Retract => Err(DeadCode::RetractionTooLate),
+        None if late => Err(DeadCode::TooLate),
+        None => Ok(Some(fresh(user, checked))),
     }
 }
 
 #[inline]
-fn fresh(user: &User, mut checked: Checked) -> Decision {
+fn fresh(user: &User, checked: &mut Checked<'_>) -> Change {
     let (day, entry) = (checked.day, checked.entry);
     if checked.op == Op::Retract {
         let entry = SignalEntry { id: entry.id, revised_at: RESERVED, retracted: true, ..SignalEntry::default() };
-        return Decision::Accept(checked, Change::Reserve { day, entry });
+        return Change::Reserve { day, entry };
     }
     checked.full = user.day(day).is_some_and(|d| d.signals.len() >= SIGNALS_PER_DAY_MAX);
-    Decision::Accept(checked, Change::Insert { day, entry })
+    Change::Insert { day, entry }
 }
 
 /// The content of the latest revision counts, and a retraction is final: so the order of arrival does not matter.
-fn against(mut checked: Checked, was: Day, known: &SignalEntry) -> Decision {
+fn against(checked: &mut Checked<'_>, was: Day, known: &SignalEntry) -> Option<Change> {
     let id = known.id;
     if checked.op == Op::Retract {
-        if known.retracted {
-            return Decision::Duplicate(checked);
-        }
-        return Decision::Accept(checked, Change::Retract { day: was, id });
+        return (!known.retracted).then_some(Change::Retract { day: was, id });
     }
     if checked.entry.revised_at <= known.revised_at {
-        return Decision::Duplicate(checked);
+        return None;
     }
     checked.entry.retracted = known.retracted;
     let (day, entry) = (checked.day, checked.entry);
-    Decision::Accept(checked, Change::Replace { was, day, entry })
+    Some(Change::Replace { was, day, entry })
 }
 
 /// The entry of a signal: first where the signal says its day is, then on every day that remembers signals.
 #[inline]
-fn find(user: &User, day: Day, id: u64) -> Option<(Day, SignalEntry)> {
-    let on = |d: &super::state::DaySegment| {
-        d.signals.binary_search_by_key(&id, |s| s.id).ok().map(|n| (d.day, d.signals[n]))
-    };
+fn find(user: &User, day: Day, id: u64) -> Option<(Day, &SignalEntry)> {
+    fn on(d: &DaySegment, id: u64) -> Option<(Day, &SignalEntry)> {
+        d.signals.binary_search_by_key(&id, |s| s.id).ok().map(|n| (d.day, &d.signals[n]))
+    }
+    let on = |d| on(d, id);
     user.day(day).and_then(on).or_else(|| user.days.iter().rev().filter(|d| d.day != day).find_map(on))
 }
 
+/// Checks the fields of a signal, and works out of them what the engine goes by.
 #[inline]
-fn check(signal: &Signal<'_>, ctx: &Context<'_>) -> Result<Checked, DeadCode> {
+pub fn check<'s>(signal: &'s Signal<'_>, ctx: &Context<'_>) -> Result<Checked<'s>, DeadCode> {
     if signal.user_key.is_empty() {
         return Err(DeadCode::Unattributed);
     }
@@ -123,38 +112,76 @@ fn check(signal: &Signal<'_>, ctx: &Context<'_>) -> Result<Checked, DeadCode> {
         day = at.day_at(zone);
     }
     let position = ctx.policies.catalogue.position(&signal.indicator);
-    let factors = factors::of(signal, &ctx.policies.catalogue.factors);
+    let place = signal.destination.as_ref().map_or("", factors::place);
+    let factors = factors::of(signal, place, &ctx.policies.catalogue.factors);
     let code = position.map_or(0, |n| ctx.policies.catalogue.indicators[n].code);
-    let entry = entry(signal, op, at, zone, code, factors.factor_milli);
-    Ok(Checked { op, at, day, position, factors, entry, clamped, full: false })
+    let entry = SignalEntry {
+        code,
+        factor_milli: factors.factor_milli,
+        hour: at.local_hour(zone),
+        destination: name_hash(place),
+        at,
+        ..entry(signal, op)
+    };
+    Ok(Checked { op, at, day, position, factors, place, entry, clamped, full: false })
 }
 
 #[inline]
-fn entry(signal: &Signal<'_>, op: Op, at: Timestamp, zone: i64, code: u16, factor_milli: u16) -> SignalEntry {
+fn entry(signal: &Signal<'_>, op: Op) -> SignalEntry {
     SignalEntry {
         id: signal_id(&signal.source, &signal.source_event_id),
         activity: signal.activity_key.as_deref().filter(|k| !k.is_empty()).map_or(0, activity_hash),
-        code,
-        factor_milli,
         count: signal.count as u32,
         bytes: signal.bytes.unwrap_or(0) as u64,
-        hour: at.local_hour(zone),
-        destination: signal.destination.as_ref().map_or(0, |d| name_hash(factors::place(d))),
         device: signal.device_id.as_deref().map_or(0, name_hash),
-        at,
         revised_at: if op == Op::Create { Timestamp(0) } else { Timestamp(signal.ingested_at.0.max(1)) },
-        retracted: false,
+        ..SignalEntry::default()
     }
 }
 
 fn name_hash(name: &str) -> u32 {
     if name.is_empty() {
         0
-    } else if name.bytes().any(|b| b.is_ascii_uppercase()) {
+    } else if has_uppercase(name.as_bytes()) {
         let mut lower: SmallVec<[u8; 64]> = SmallVec::from_slice(name.as_bytes());
         lower.make_ascii_lowercase();
         hash32(&lower)
     } else {
         hash32(name.as_bytes())
+    }
+}
+
+/// Whether any byte is `A` to `Z`; of longer names, eight bytes at a time.
+fn has_uppercase(name: &[u8]) -> bool {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let within = |word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        let low = word & (0x7F * EACH);
+        let from_a = low + u64::from(0x80 - b'A') * EACH;
+        let beyond_z = low + u64::from(0x7F - b'Z') * EACH;
+        from_a & !beyond_z & !word & (0x80 * EACH) != 0
+    };
+    match name.last_chunk() {
+        Some(last) => within(last) || name.as_chunks().0.iter().any(within),
+        None => name.iter().any(u8::is_ascii_uppercase),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_uppercase;
+
+    #[test]
+    fn capitals_are_found_wherever_they_are() {
+        for length in 0..20 {
+            for at in 0..length {
+                for byte in 0..=u8::MAX {
+                    let mut name = vec![b'z'; length];
+                    name[at] = byte;
+                    assert_eq!(has_uppercase(&name), byte.is_ascii_uppercase(), "{name:?}");
+                }
+            }
+        }
+        assert!(!has_uppercase(b""));
     }
 }

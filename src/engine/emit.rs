@@ -1,10 +1,12 @@
 //! Numbers, chains and hands out what one input publishes: envelope, event id, chronology number and hash.
 
+use std::mem::{forget, replace};
+
 use super::state::{Cause, Head};
 use super::{Context, Position, Sink};
 use crate::domain::chronology::{ChronologyEntry, chain_hash, link_digits};
 use crate::domain::envelope::{self, Envelope};
-use crate::domain::{Text, Timestamp};
+use crate::domain::{Text, Timestamp, utf8};
 
 /// The outputs of one input.
 pub struct Emit<'a> {
@@ -121,20 +123,37 @@ impl<'a> Emit<'a> {
 
     /// Completes an entry and hands it out.
     pub fn entry<'e>(&'e mut self, head: &mut Head, at: Timestamp, mut entry: ChronologyEntry<'e>) {
+        self.complete(head, at, &mut entry);
+    }
+
+    /// Completes an entry where it lies and hands it out. The envelope and the hashes must be empty: what they held
+    /// is not dropped.
+    pub fn complete<'e>(&'e mut self, head: &mut Head, at: Timestamp, entry: &mut ChronologyEntry<'e>) {
         self.cause.advance();
         head.seq += 1;
         let Emit { user_key, ctx, sink, cause, links: [before, after] } = self;
         entry.seq = head.seq;
-        entry.envelope = cause.envelope(user_key, head.user_rev, at, ctx);
-        entry.entry_id = entry.envelope.event_id.clone();
+        let cause = &*cause;
+        forget(replace(&mut entry.envelope, cause.envelope(user_key, head.user_rev, at, ctx)));
+        forget(replace(&mut entry.entry_id, Text::borrowed(&cause.event_id)));
         *before = link_digits(&head.chain);
-        entry.prev_hash = Text::borrowed(digits(before));
-        head.chain = chain_hash(&head.chain, &entry);
+        forget(replace(&mut entry.prev_hash, Text::borrowed(digits(before))));
+        head.chain = chain_hash(&head.chain, entry);
         *after = link_digits(&head.chain);
-        entry.hash = Text::borrowed(digits(after));
-        sink.chronology(&entry);
+        forget(replace(&mut entry.hash, Text::borrowed(digits(after))));
+        sink.chronology(entry);
     }
 }
+
+/// The two digits of every number below 100.
+const PAIRS: [[u8; 2]; 100] = {
+    let (mut pairs, mut n) = ([[0; 2]; 100], 0);
+    while n < 100 {
+        pairs[n] = [b'0' + n as u8 / 10, b'0' + n as u8 % 10];
+        n += 1;
+    }
+    pairs
+};
 
 /// Appends a number in decimal; the formatting machinery costs more than the digits.
 pub fn push_number(text: &mut String, number: i64) {
@@ -143,10 +162,14 @@ pub fn push_number(text: &mut String, number: i64) {
     }
     let mut buffer = [0; 20];
     let (mut rest, mut at) = (number.unsigned_abs(), buffer.len());
-    while rest > 0 {
+    while rest >= 10 {
+        at -= 2;
+        [buffer[at], buffer[at + 1]] = PAIRS[(rest % 100) as usize];
+        rest /= 100;
+    }
+    if rest > 0 {
         at -= 1;
-        buffer[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
+        buffer[at] = b'0' + rest as u8;
     }
     if number < 0 {
         text.push('-');
@@ -154,8 +177,9 @@ pub fn push_number(text: &mut String, number: i64) {
     text.push_str(digits(&buffer[at..]));
 }
 
+#[inline(always)]
 fn digits(digits: &[u8]) -> &str {
-    std::str::from_utf8(digits).expect("digits are text")
+    utf8::text(digits).expect("digits are text")
 }
 
 #[cfg(test)]
@@ -164,7 +188,7 @@ mod tests {
 
     #[test]
     fn numbers_are_written_as_the_formatter_would() {
-        for number in [0, 7, -1, 10, 12_345, i64::MAX, i64::MIN] {
+        for number in [0, 7, -1, 10, 99, 100, -305, 7_012, 12_345, i64::MAX, i64::MIN] {
             let mut text = String::new();
             push_number(&mut text, number);
             assert_eq!(text, number.to_string());

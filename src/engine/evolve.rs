@@ -87,6 +87,11 @@ pub fn sight(user: &mut User, day: Day, at: Timestamp, destination: u32, device:
 /// Days older than the lateness horizon forget their single signals; days older than `DAYS_KEPT` go altogether.
 pub fn forget(user: &mut User, today: Day, lateness_days: i64) {
     let oldest = today.0 - super::state::DAYS_KEPT;
+    // Two days of slack: a signal's day may differ from its instant's by one, and today has only begun.
+    let horizon = today.0 - lateness_days as i32 - 2;
+    if user.days.first().is_none_or(|d| d.day.0 > oldest && d.day.0 >= horizon) {
+        return;
+    }
     let gone = user.days.iter().take_while(|d| d.day.0 <= oldest).count();
     if gone > 0 {
         // Terms name days by their place.
@@ -96,8 +101,6 @@ pub fn forget(user: &mut User, today: Day, lateness_days: i64) {
         user.changes.dropped.push(segment.day);
         user.changes.days.retain(|d| *d != segment.day);
     }
-    // Two days of slack: a signal's day may differ from its instant's by one, and today has only begun.
-    let horizon = today.0 - lateness_days as i32 - 2;
     for segment in user.days.iter_mut().take_while(|d| d.day.0 < horizon) {
         if !segment.signals.is_empty() {
             segment.signals = Vec::new();

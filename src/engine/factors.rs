@@ -25,9 +25,9 @@ impl Applied {
     }
 }
 
-/// Multiplies the factors of a signal, each product rounded down to thousandths.
-pub fn of(signal: &Signal<'_>, factors: &Factors) -> Applied {
-    let place = signal.destination.as_ref().filter(|d| has_domain(d)).map(place).filter(|p| !p.is_empty());
+/// Multiplies the factors of a signal, each product rounded down to thousandths. `place` is that of its destination.
+pub fn of(signal: &Signal<'_>, place: &str, factors: &Factors) -> Applied {
+    let place = signal.destination.as_ref().filter(|d| has_domain(d) && !place.is_empty()).map(|_| place);
     if place.is_some_and(|p| listed(&factors.allowed_destinations, p)) {
         return Applied { factor_milli: 0, each: None };
     }

@@ -4,17 +4,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::mem::take;
+use std::mem::{ManuallyDrop, take};
 
 use smallvec::SmallVec;
 
 use super::alerts::{self, Move, Note};
-use super::decide_signal::{Checked, Decision, decide};
+use super::decide_signal::{Checked, check, decide};
 use super::emit::Emit;
 use super::evolve::{self, Change};
 use super::publish::uuid_text;
 use super::score::{Curve, Terms, renew_last_day};
-use super::state::{self, Directory as Facts, INSIGHTS_PER_DAY_MAX, SignalEntry, User, hash64};
+use super::state::{self, Directory as Facts, INSIGHTS_PER_DAY_MAX, User, hash64};
 use super::{Context, Input, Numbers, Outcome, Position, Sink, headline, timer};
 use crate::domain::chronology::{ChronologyEntry, Insight, NameCount, Pivot, SignalFacts};
 use crate::domain::directory::{Directory, GROUPS_MAX};
@@ -36,21 +36,25 @@ pub fn apply(
     sink: &mut dyn Sink,
 ) -> Outcome {
     match input {
-        Input::Signal(s) => match decide(user, s, ctx) {
-            Decision::Dead(code) => Outcome::Dead(code),
-            Decision::Duplicate(checked) => {
-                if sight(user, &checked) {
-                    user.changes.known = Default::default();
+        Input::Signal(s) => {
+            let mut checked = match check(s, ctx) {
+                Ok(checked) => checked,
+                Err(code) => return Outcome::Dead(code),
+            };
+            let change = match decide(user, &mut checked, ctx) {
+                Ok(Some(change)) => change,
+                Ok(None) => {
+                    if sight(user, &checked) {
+                        user.changes.known = Default::default();
+                    }
+                    return Outcome::Duplicate;
                 }
-                Outcome::Duplicate
-            }
-            Decision::Accept(checked, change) => {
-                let mut cause = take(&mut user.changes.cause);
-                cause.record("signal", &s.signal_id, position, &s.origin);
-                let mut emit = Emit::new(user_key, ctx, sink, cause);
-                signal(user, s, &checked, &change, &mut emit, numbers)
-            }
-        },
+                Err(code) => return Outcome::Dead(code),
+            };
+            let mut emit = Emit::new(user_key, ctx, sink, take(&mut user.changes.cause));
+            emit.cause.record("signal", &s.signal_id, position, &s.origin);
+            signal(user, s, &checked, &change, &mut emit, numbers)
+        }
         Input::Directory(record) => {
             if user.head.directory.as_ref().is_some_and(|d| d.version >= record.version) {
                 return Outcome::Unchanged;
@@ -83,9 +87,13 @@ struct Measured {
     points_milli: SmallVec<[i64; 2]>,
 }
 
+#[inline]
 fn measure(curve: &Curve<'_>, score_milli: i64, touched: &[Place], hour: i64) -> Measured {
-    let points = |(day, position): &Place| curve.term(*day, *position).map_or(0, |t| curve.points_milli(t, hour));
-    Measured { score_milli, points_milli: touched.iter().map(points).collect() }
+    let mut points_milli = SmallVec::new();
+    for (day, position) in touched {
+        points_milli.push(curve.term(*day, *position).map_or(0, |t| curve.points_milli(t, hour)));
+    }
+    Measured { score_milli, points_milli }
 }
 
 /// Measures, then lets everything happen that was due. Nothing of that changes the terms.
@@ -96,7 +104,8 @@ fn before(user: &mut User, touched: &[Place], emit: &mut Emit<'_>) -> (Measured,
     let (curve, score_milli) = match known {
         Some((terms, score_milli)) => (Curve::of(user, &ctx.policies.catalogue, terms), score_milli),
         None => {
-            let curve = Curve::new(user, &ctx.policies.catalogue, hour);
+            let memory = user.changes.known.memory();
+            let curve = Curve::new_in(memory, user, &ctx.policies.catalogue, hour);
             let score_milli = curve.score_at(hour);
             (curve, score_milli)
         }
@@ -110,7 +119,8 @@ fn before(user: &mut User, touched: &[Place], emit: &mut Emit<'_>) -> (Measured,
 }
 
 /// See `evolve::sight`; a retraction has no names.
-fn sight(user: &mut User, checked: &Checked) -> bool {
+#[inline]
+fn sight(user: &mut User, checked: &Checked<'_>) -> bool {
     if checked.op == Op::Retract {
         return false;
     }
@@ -121,7 +131,7 @@ fn sight(user: &mut User, checked: &Checked) -> bool {
 /// Notes the signal in the state. Terms of before stay of use as long as only the last day changes.
 fn change_state(
     user: &mut User,
-    checked: &Checked,
+    checked: &Checked<'_>,
     change: &Change,
     touched: &[Place],
     mut terms: Terms,
@@ -139,7 +149,7 @@ fn change_state(
     let added = usize::from(changed > last);
     let only_last = changed.is_some() && user.days.last().map(|d| d.day) == changed && user.days.len() == days + added;
     if sighted || !only_last {
-        return Curve::new(user, &ctx.policies.catalogue, hour).terms;
+        return Curve::new_in(terms, user, &ctx.policies.catalogue, hour).terms;
     }
     // A day that holds no more insights may have let another one in.
     let crowded = user.days.last().is_some_and(|d| d.insights.len() >= INSIGHTS_PER_DAY_MAX);
@@ -151,7 +161,7 @@ fn change_state(
 fn signal(
     user: &mut User,
     signal: &Signal<'_>,
-    checked: &Checked,
+    checked: &Checked<'_>,
     change: &Change,
     emit: &mut Emit<'_>,
     numbers: &mut Numbers,
@@ -173,14 +183,14 @@ fn signal(
     for (n, (day, position)) in touched.iter().enumerate() {
         let (was, is) = (before.points_milli[n], after.points_milli[n]);
         if is > was {
-            moves.extend(alerts::decide_growth(user, &curve, &whole, (*position, *day, checked.at), ctx));
+            alerts::decide_growth(&mut moves, user, &curve, &whole, (*position, *day, checked.at), ctx);
         } else if is < was {
             let code = ctx.policies.catalogue.indicators[*position].code;
             moves.extend(alerts::decide_loss(user, &curve, (*day, code), ctx));
         }
     }
     let terms = curve.terms;
-    let notes = evolve_alerts(user, moves, emit, numbers);
+    let notes = if moves.is_empty() { SmallVec::new() } else { evolve_alerts(user, moves, emit, numbers) };
     let place = touched.first().copied();
     activity_entry(user, signal, checked, change, place, (&before, &after), &notes, emit);
     for n in fired {
@@ -194,8 +204,14 @@ fn signal(
 
 /// The insights whose points a change may move: its own first, then the one it leaves, then those of other reports of
 /// the same act.
-fn touched(user: &User, checked: &Checked, change: &Change, ctx: &Context<'_>) -> SmallVec<[Place; 2]> {
+fn touched(user: &User, checked: &Checked<'_>, change: &Change, ctx: &Context<'_>) -> SmallVec<[Place; 2]> {
     let mut places: SmallVec<[Place; 2]> = SmallVec::new();
+    if let (Change::Insert { day, entry }, Some(position)) = (change, checked.position)
+        && entry.activity == 0
+    {
+        places.push((*day, position));
+        return places;
+    }
     let mut push = |day: Day, code: u16| {
         if let Some(position) = ctx.policies.catalogue.position_of_code(code)
             && !places.contains(&(day, position))
@@ -367,7 +383,7 @@ fn trigger_entry(user: &mut User, title: &str, detail: &str, score_milli: i64, e
 fn activity_entry(
     user: &mut User,
     signal: &Signal<'_>,
-    checked: &Checked,
+    checked: &Checked<'_>,
     change: &Change,
     place: Option<Place>,
     (before, after): (&Measured, &Measured),
@@ -381,9 +397,12 @@ fn activity_entry(
     let code = indicator.map_or(0, |i| i.code);
     let title = indicator.map_or(signal.indicator.as_str(), |i| i.title.as_str());
     let points = after.points_milli.first().copied().unwrap_or(0);
-    let alert_ids = notes.iter().filter_map(|note| user.head.alerts.iter().find(|a| a.number == note.number));
+    let mut alert_ids = Vec::new();
+    for alert in notes.iter().filter_map(|note| user.head.alerts.iter().find(|a| a.number == note.number)) {
+        alert_ids.push(Text::from(uuid_text(&alert.id)));
+    }
     let (mut words, mut insight_id) = (take(&mut emit.cause.headline), take(&mut emit.cause.insight_id));
-    headline::activity(&mut words, signal, checked.op, title, user, (day, code));
+    headline::activity(&mut words, signal, checked, title, user, (day, code));
     let day_text = day_text(signal, checked, day);
     insight_id.clear();
     insight_id.reserve(48);
@@ -391,9 +410,12 @@ fn activity_entry(
         insight_id.push_str(part);
     }
     let now = user.day(day).and_then(|d| d.insights.iter().find(|i| i.code == code));
-    let tops = now.map(|now| tops(now, signal, &checked.entry)).unwrap_or_default();
-    // Every field by name: what `emit` fills in is not worth building and moving a default of the whole entry.
-    let entry = ChronologyEntry {
+    let tops = now.map(|now| tops(now, signal, checked)).unwrap_or_default();
+    let pivots = now.map(|now| pivots(now, &tops)).unwrap_or_default();
+    let known = usize::from(pivots[0].distinct == 0)..2 - usize::from(pivots[1].distinct == 0);
+    // Every field by name: what `emit` fills in is not worth building and moving a default of the whole entry. Nearly
+    // everything is borrowed; the rest is taken out below, so that not every text is asked whether it is to be freed.
+    let mut entry = ManuallyDrop::new(ChronologyEntry {
         kind: Text::borrowed(if correction { "correction" } else { "activity" }),
         category: indicator.map(|i| Text::borrowed(i.category.as_str())),
         indicator: Some(indicator.map_or(signal.indicator.reborrow(), |i| Text::from(i.id.as_str()))),
@@ -402,14 +424,14 @@ fn activity_entry(
         day: Some(day_text.reborrow()),
         from: checked.at,
         to: checked.at,
-        insight: indicator.map(|_| insight(&insight_id, now, &tops, points)),
+        insight: indicator.map(|_| insight(&insight_id, now, &pivots[known], points)),
         points_delta_milli: points - before.points_milli.first().copied().unwrap_or(0),
         signal: Some(signal_facts(signal, checked)),
         score_before_milli: before.score_milli,
         score_after_milli: after.score_milli,
         level_before: Text::borrowed(user.head.published.level.as_str()),
         level_after: Text::borrowed(Level::of(after.score_milli).as_str()),
-        alert_ids: alert_ids.map(|a| Text::from(uuid_text(&a.id))).collect(),
+        alert_ids,
         flags: flags(checked, ctx),
         envelope: Envelope::default(),
         entry_id: Text::default(),
@@ -418,58 +440,83 @@ fn activity_entry(
         prev_hash: Text::default(),
         supersedes: None,
         case_ids: Vec::new(),
-    };
-    emit.entry(&mut user.head, checked.at, entry);
+    });
+    emit.complete(&mut user.head, checked.at, &mut entry);
+    free(&mut entry);
     (emit.cause.headline, emit.cause.insight_id) = (words, insight_id);
 }
 
-fn day_text<'s>(signal: &'s Signal<'_>, checked: &Checked, day: Day) -> Text<'s> {
+/// Frees what an entry of a signal owns; nothing, as a rule.
+#[inline]
+fn free(entry: &mut ChronologyEntry<'_>) {
+    let ChronologyEntry { alert_ids, flags, signal, .. } = entry;
+    for texts in [alert_ids, flags].into_iter().filter(|texts| !texts.is_empty()) {
+        *texts = Vec::new();
+    }
+    if let Some(facts) = signal.as_mut().filter(|facts| !facts.factors.is_empty()) {
+        facts.factors = BTreeMap::new();
+    }
+}
+
+fn day_text<'s>(signal: &'s Signal<'_>, checked: &Checked<'_>, day: Day) -> Text<'s> {
     if checked.day == day && !checked.clamped { signal.day.reborrow() } else { Text::from(day.iso()) }
 }
 
-fn flags(checked: &Checked, ctx: &Context<'_>) -> Vec<Text<'static>> {
+fn flags(checked: &Checked<'_>, ctx: &Context<'_>) -> Vec<Text<'static>> {
     let named = [
         ("late", checked.day.end().plus_ms(DAY_MS) <= ctx.stream_time),
         ("clamped", checked.clamped),
         ("dedupe_full", checked.full),
         ("unscored", checked.position.is_none()),
     ];
-    named.into_iter().filter(|(_, set)| *set).map(|(name, _)| Text::borrowed(name)).collect()
+    let mut flags = Vec::new();
+    for (name, _) in named.into_iter().filter(|(_, set)| *set) {
+        flags.push(Text::borrowed(name));
+    }
+    flags
 }
 
 /// The destination and the device of a signal, each with how often its insight knows it.
 type Tops<'s> = [Option<NameCount<'s>>; 2];
 
-fn tops<'s>(now: &state::Insight, signal: &'s Signal<'_>, entry: &SignalEntry) -> Tops<'s> {
+#[inline]
+fn tops<'s>(now: &state::Insight, signal: &'s Signal<'_>, checked: &'s Checked<'_>) -> Tops<'s> {
     let top = |names: &[(u32, u32)], own: Option<&'s str>, hash: u32| {
         let n = names.binary_search_by_key(&hash, |n| n.0).ok()?;
         Some(NameCount { name: Text::borrowed(own?), count: i64::from(names[n].1) })
     };
-    let place = signal.destination.as_ref().map(super::factors::place);
+    let entry = &checked.entry;
+    let place = signal.destination.as_ref().map(|_| checked.place);
     [top(&now.destinations, place, entry.destination), top(&now.devices, signal.device_id.as_deref(), entry.device)]
 }
 
-fn insight<'e>(id: &'e str, now: Option<&state::Insight>, tops: &'e Tops<'e>, points_milli: i64) -> Insight<'e> {
+/// How an insight spreads, over destinations and over devices.
+#[inline]
+fn pivots<'e>(now: &state::Insight, tops: &'e Tops<'e>) -> [Pivot<'e>; 2] {
+    let pivot = |kind, names: &state::Names, top: &'e Option<NameCount<'e>>| Pivot {
+        kind: Text::borrowed(kind),
+        distinct: names.len() as i64,
+        top: Cow::Borrowed(top.as_slice()),
+    };
+    [pivot("destination", &now.destinations, &tops[0]), pivot("device", &now.devices, &tops[1])]
+}
+
+#[inline]
+fn insight<'e>(id: &'e str, now: Option<&state::Insight>, pivots: &'e [Pivot<'e>], points_milli: i64) -> Insight<'e> {
     let empty = Insight { id: Text::borrowed(id), points_milli, ..Insight::default() };
     let Some(now) = now else { return empty };
-    let mut pivots = Vec::with_capacity(2);
-    for (kind, names, top) in [("destination", &now.destinations, &tops[0]), ("device", &now.devices, &tops[1])] {
-        if !names.is_empty() {
-            let top = Cow::Borrowed(top.as_slice());
-            pivots.push(Pivot { kind: Text::borrowed(kind), distinct: names.len() as i64, top });
-        }
-    }
     Insight {
         revision: i64::from(now.revision),
         count: i64::from(now.count),
         magnitude_milli: now.magnitude_milli as i64,
         bytes: now.bytes.min(i64::MAX as u64) as i64,
-        pivots,
+        pivots: Cow::Borrowed(pivots),
         ..empty
     }
 }
 
-fn signal_facts<'s>(signal: &'s Signal<'_>, checked: &Checked) -> SignalFacts<'s> {
+#[inline]
+fn signal_facts<'s>(signal: &'s Signal<'_>, checked: &Checked<'_>) -> SignalFacts<'s> {
     let mut factors = BTreeMap::new();
     for (name, factor) in checked.factors.named() {
         factors.insert(Text::borrowed(name), Text::from(factor.to_string()));

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use super::decide_signal::Checked;
 use super::emit::push_number;
-use super::factors;
 use super::score::{HISTORY_DAYS, NOVEL_DAYS, Term};
 use super::state::User;
 use crate::domain::signal::{Op, Signal};
@@ -14,16 +14,23 @@ pub const HEADLINE_MAX: usize = 140;
 
 /// "Copied to removable media: 14 files, 2.1 GB, to sandisk; first time in 53 days".
 /// Written into `text`, which is emptied first.
-pub fn activity(text: &mut String, signal: &Signal<'_>, op: Op, title: &str, user: &User, (day, code): (Day, u16)) {
+pub fn activity(
+    text: &mut String,
+    signal: &Signal<'_>,
+    checked: &Checked<'_>,
+    title: &str,
+    user: &User,
+    (day, code): (Day, u16),
+) {
     text.clear();
     text.reserve(128);
-    match op {
+    match checked.op {
         Op::Create => {}
         Op::Revise => text.push_str("Revised: "),
         Op::Retract => text.push_str("Retracted: "),
     }
     text.push_str(if title.is_empty() { &signal.indicator } else { title });
-    if op == Op::Retract {
+    if checked.op == Op::Retract {
         return cut(text);
     }
     text.push_str(": ");
@@ -32,12 +39,9 @@ pub fn activity(text: &mut String, signal: &Signal<'_>, op: Op, title: &str, use
         text.push_str(", ");
         size(text, bytes as u64);
     }
-    if let Some(destination) = &signal.destination {
-        let place = factors::place(destination);
-        if !place.is_empty() {
-            text.push_str(", to ");
-            text.push_str(place);
-        }
+    if !checked.place.is_empty() {
+        text.push_str(", to ");
+        text.push_str(checked.place);
     }
     since(text, user, day, code);
     cut(text);
@@ -92,30 +96,26 @@ fn since(text: &mut String, user: &User, day: Day, code: u16) {
 }
 
 fn amount(text: &mut String, count: i64, kind: Option<&str>) {
-    let noun = match kind {
-        Some("file") => "file",
-        Some("message") => "message",
-        Some("record") => "record",
-        _ => "time",
+    let nouns = match kind {
+        Some("file") => " files",
+        Some("message") => " messages",
+        Some("record") => " records",
+        _ => " times",
     };
-    let plural = if count == 1 { "" } else { "s" };
     push_number(text, count);
-    text.push(' ');
-    text.push_str(noun);
-    text.push_str(plural);
+    text.push_str(if count == 1 { &nouns[..nouns.len() - 1] } else { nouns });
 }
 
 /// Bytes in decimal units with one digit: "2.1 GB".
 fn size(text: &mut String, bytes: u64) {
-    let units = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
-    let (one, unit) = units.into_iter().find(|(one, _)| bytes >= *one).unwrap_or((1, "B"));
+    let units = [(1_000_000_000_000, " TB"), (1_000_000_000, " GB"), (1_000_000, " MB"), (1_000, " kB")];
+    let (one, unit) = units.into_iter().find(|(one, _)| bytes >= *one).unwrap_or((1, " B"));
     push_number(text, (bytes / one) as i64);
     let tenth = bytes % one * 10 / one;
     if tenth > 0 {
         text.push('.');
         push_number(text, tenth as i64);
     }
-    text.push(' ');
     text.push_str(unit);
 }
 

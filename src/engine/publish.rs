@@ -3,13 +3,14 @@
 
 use super::alerts;
 use super::math::largest_remainder;
-use super::score::{Curve, LOOK_BACK_DAYS, Sum, score_milli};
+use super::score::{Curve, LOOK_BACK_DAYS, Sum, Terms, score_milli};
 use super::state::{
     AlertState, Cause, Change, Head, LIMIT_ALERTS, LIMIT_BYTES, LIMIT_INSIGHTS, LIMIT_SEEN, LIMIT_SIGNALS, Published,
     User,
 };
 use super::{Context, Sink, headline};
 use crate::domain::alert::{Alert, Clause, ScorePart, Status};
+use crate::domain::envelope::Envelope;
 use crate::domain::indicator::Category;
 use crate::domain::policy;
 use crate::domain::score::{Booster, CONTRIBUTIONS_MAX, Contribution, LevelAhead, RiskLevel, RiskScore};
@@ -54,15 +55,9 @@ fn is_gone(user: &User) -> bool {
 }
 
 fn latest(user: &mut User, user_key: &str, cause: &mut Cause, now: Timestamp, ctx: &Context<'_>, sink: &mut dyn Sink) {
-    let known = user.changes.known.take(ctx.policies, now.hour());
-    let (curve, sum) = match known {
-        Some((terms, sum)) => (Curve::of(user, &ctx.policies.catalogue, terms), sum),
-        None => {
-            let curve = Curve::new(user, &ctx.policies.catalogue, now.hour());
-            let sum = curve.at(now.hour());
-            (curve, sum)
-        }
-    };
+    let terms = known_terms(user, now, ctx);
+    let curve = Curve::of(user, &ctx.policies.catalogue, terms);
+    let sum = user.changes.known.whole();
     let mut published = user.head.published;
     published.as_of = now;
     let due = settle_enforcement(&mut published, &curve, sum.score_milli, now);
@@ -75,16 +70,27 @@ fn latest(user: &mut User, user_key: &str, cause: &mut Cause, now: Timestamp, ct
     }
     cause.advance();
     let envelope = cause.envelope(user_key, user.head.user_rev, now, ctx);
-    sink.score(&RiskScore { envelope, ..score(user, &curve, &sum, &published, &ahead) });
+    sink.score(&score(envelope, user, &curve, sum, &published, &ahead));
     if renew {
         cause.advance();
         let envelope = cause.envelope(user_key, user.head.user_rev, now, ctx);
-        sink.level(&RiskLevel { envelope, ..level(user, &sum, &published, ctx) });
+        sink.level(&level(envelope, user, sum, &published, ctx));
     }
     let terms = curve.terms;
-    user.changes.known.keep(terms, sum, ctx.policies, now.hour());
+    user.changes.known.put_back(terms, ctx.policies, now.hour());
     user.head.published = published;
     user.changes.level = false;
+}
+
+/// The terms that count, handed over; the score they make is left in `Changes::known`.
+fn known_terms(user: &mut User, now: Timestamp, ctx: &Context<'_>) -> Terms {
+    if let Some((terms, _)) = user.changes.known.take_terms(ctx.policies, now.hour()) {
+        return terms;
+    }
+    let curve = Curve::new(user, &ctx.policies.catalogue, now.hour());
+    let (sum, terms) = (curve.at(now.hour()), curve.terms);
+    user.changes.known.keep(Terms::new(), sum, ctx.policies, now.hour());
+    terms
 }
 
 /// Each changed alert that its policy publishes, once.
@@ -175,38 +181,40 @@ fn horizon(curve: &Curve<'_>, hour: i64) -> i64 {
     newest.max(hour) + 24 * LOOK_BACK_DAYS + 1
 }
 
+#[inline(always)]
 fn score<'u>(
-    user: &'u User,
+    envelope: Envelope<'u>,
+    user: &User,
     curve: &Curve<'u>,
     sum: &Sum,
     published: &Published,
     ahead: &[(i64, Level)],
 ) -> RiskScore<'u> {
+    let line = |(hour, level): &(i64, Level)| LevelAhead {
+        level: Text::borrowed(level.as_str()),
+        at: Timestamp(hour * HOUR_MS),
+    };
     RiskScore {
+        envelope,
         score_milli: sum.score_milli,
         level: Text::borrowed(published.level.as_str()),
         previous_level: Text::borrowed(published.previous_level.as_str()),
         changed_at: published.level_changed_at,
         as_of: published.as_of,
         next_change_at: published.next_fall_at,
-        levels_ahead: ahead
-            .iter()
-            .map(|(hour, level)| LevelAhead { level: Text::borrowed(level.as_str()), at: Timestamp(hour * HOUR_MS) })
-            .collect(),
+        levels_ahead: ahead.iter().map(line).collect(),
         contributions: contributions(curve, sum),
         boosters: boosters(curve, sum, published.as_of.hour()),
+        muted_milli: 0,
         truncated: truncated(user.head.limits),
         chronology_seq: user.head.seq,
-        ..RiskScore::default()
     }
 }
 
 /// One line per indicator, largest share first, and one for the rest.
 pub fn contributions<'u>(curve: &Curve<'u>, sum: &Sum) -> Vec<Contribution<'u>> {
-    let base = score_milli(sum.evidence_milli, 1_000);
-    let points: smallvec::SmallVec<[i64; 8]> = sum.parts.iter().map(|p| p.points_milli).collect();
     let mut lines: Vec<Contribution<'u>> = Vec::with_capacity(sum.parts.len());
-    for (part, share_milli) in sum.parts.iter().zip(largest_remainder(base, &points)) {
+    for (part, share_milli) in sum.parts.iter().zip(shares(sum)) {
         let indicator = &curve.catalogue().indicators[part.position];
         let own = curve.terms.iter().filter(|t| t.position == part.position);
         lines.push(Contribution {
@@ -218,7 +226,12 @@ pub fn contributions<'u>(curve: &Curve<'u>, sum: &Sum) -> Vec<Contribution<'u>> 
             last_at: own.map(|t| curve.insight(t).last_at).max().unwrap_or_default(),
         });
     }
-    lines.sort_by(|a, b| b.share_milli.cmp(&a.share_milli).then_with(|| a.indicator.cmp(&b.indicator)));
+    let order = |a: &Contribution<'_>, b: &Contribution<'_>| {
+        b.share_milli.cmp(&a.share_milli).then_with(|| a.indicator.cmp(&b.indicator))
+    };
+    if !lines.is_sorted_by(|a, b| order(a, b).is_le()) {
+        lines.sort_by(order);
+    }
     if lines.len() > CONTRIBUTIONS_MAX {
         let rest = lines.split_off(CONTRIBUTIONS_MAX);
         lines.push(Contribution {
@@ -233,9 +246,22 @@ pub fn contributions<'u>(curve: &Curve<'u>, sum: &Sum) -> Vec<Contribution<'u>> 
     lines
 }
 
+/// What each part takes of the score without boosters.
+fn shares(sum: &Sum) -> smallvec::SmallVec<[i64; 8]> {
+    let base = score_milli(sum.evidence_milli, 1_000);
+    if let [part] = sum.parts.as_slice() {
+        return smallvec::smallvec![if part.points_milli == 0 { 0 } else { base }];
+    }
+    let points: smallvec::SmallVec<[i64; 8]> = sum.parts.iter().map(|p| p.points_milli).collect();
+    largest_remainder(base, &points)
+}
+
 /// Each booster in force with what it adds after those before it; the last line takes what the bounds leave.
 pub fn boosters(curve: &Curve<'_>, sum: &Sum, hour: i64) -> Vec<Booster<'static>> {
     let mut lines = Vec::new();
+    if curve.boosts.is_empty() {
+        return lines;
+    }
     let mut product = 1_000;
     let mut before = score_milli(sum.evidence_milli, 1_000);
     let count = curve.boosts_at(hour).count();
@@ -256,6 +282,9 @@ pub fn boosters(curve: &Curve<'_>, sum: &Sum, hour: i64) -> Vec<Booster<'static>
 }
 
 fn truncated(limits: u32) -> Vec<Text<'static>> {
+    if limits == 0 {
+        return Vec::new();
+    }
     let names = [
         (LIMIT_SIGNALS, "signals"),
         (LIMIT_INSIGHTS, "insights"),
@@ -266,19 +295,26 @@ fn truncated(limits: u32) -> Vec<Text<'static>> {
     names.into_iter().filter(|(bit, _)| limits & bit != 0).map(|(_, name)| Text::borrowed(name)).collect()
 }
 
-fn level<'u>(user: &User, sum: &Sum, published: &Published, ctx: &Context<'u>) -> RiskLevel<'u> {
+#[inline(always)]
+fn level<'u>(
+    envelope: Envelope<'u>,
+    user: &User,
+    sum: &Sum,
+    published: &Published,
+    ctx: &Context<'_>,
+) -> RiskLevel<'u> {
     let mut reasons: smallvec::SmallVec<[(i64, Category); 7]> =
         Category::ALL.into_iter().map(|c| (-sum.categories[c as usize], c)).filter(|r| r.0 < 0).collect();
     reasons.sort_unstable();
     RiskLevel {
+        envelope,
         level: Text::borrowed(published.level.as_str()),
         enforcement_level: Text::borrowed(published.enforcement.as_str()),
         previous_level: Text::borrowed(published.previous_level.as_str()),
         as_of: published.as_of,
         valid_until: published.valid_until,
         review: Text::borrowed(review(user, ctx)),
-        reason_codes: reasons.into_iter().map(|(_, c)| Text::borrowed(c.as_str())).collect(),
-        ..RiskLevel::default()
+        reason_codes: reasons.iter().map(|(_, c)| Text::borrowed(c.as_str())).collect(),
     }
 }
 

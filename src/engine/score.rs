@@ -145,7 +145,14 @@ impl Known {
         self.terms.clear();
     }
 
+    /// Hands over what terms were kept in, empty, and knows nothing any more.
+    pub fn memory(&mut self) -> Terms {
+        self.clear();
+        std::mem::take(&mut self.terms)
+    }
+
     /// Keeps terms and the score they make at an hour.
+    #[inline]
     pub fn keep(&mut self, terms: Terms, whole: Sum, policies: &PolicySet, hour: i64) {
         self.of = beginning(policies).map(|beginning| (hour, beginning));
         self.terms = terms;
@@ -158,7 +165,19 @@ impl Known {
         Some((terms, std::mem::take(&mut self.whole)))
     }
 
+    /// Takes back the terms that were handed over: the score they make is still here.
+    pub fn put_back(&mut self, terms: Terms, policies: &PolicySet, hour: i64) {
+        self.of = beginning(policies).map(|beginning| (hour, beginning));
+        self.terms = terms;
+    }
+
+    /// The score of the terms that came or went last.
+    pub fn whole(&self) -> &Sum {
+        &self.whole
+    }
+
     /// Hands the terms over with no more of the score than its value.
+    #[inline]
     pub fn take_terms(&mut self, policies: &PolicySet, hour: i64) -> Option<(Terms, i64)> {
         let kept = self.of.take()?;
         (Some(kept) == beginning(policies).map(|beginning| (hour, beginning)))
@@ -179,25 +198,34 @@ fn beginning(policies: &PolicySet) -> Option<[u8; 16]> {
 impl<'a> Curve<'a> {
     /// The curve from `hour` on.
     pub fn new(user: &'a User, catalogue: &'a Catalogue, hour: i64) -> Curve<'a> {
-        Curve::of(user, catalogue, terms(user, catalogue, hour))
+        Curve::new_in(Terms::new(), user, catalogue, hour)
+    }
+
+    /// The curve from `hour` on, with its terms in memory that is used again.
+    pub fn new_in(mut memory: Terms, user: &'a User, catalogue: &'a Catalogue, hour: i64) -> Curve<'a> {
+        memory.clear();
+        fill_terms(&mut memory, user, catalogue, hour);
+        Curve::of(user, catalogue, memory)
     }
 
     /// The curve of terms that are known.
+    #[inline]
     pub fn of(user: &'a User, catalogue: &'a Catalogue, terms: Terms) -> Curve<'a> {
         Curve { user, catalogue, terms, boosts: boosts(user.head.directory.as_ref(), &catalogue.boosters) }
     }
 
     /// The user's score at an hour, with its parts.
     pub fn at(&self, hour: i64) -> Sum {
-        let mut parts = Parts::new();
+        let mut sum = Sum::default();
         for term in &self.terms {
             let indicator = &self.catalogue.indicators[term.position];
-            add(&mut parts, term.position, (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32);
+            add(&mut sum.parts, term.position, (term.q_q16 * decay_q32(term.day, indicator, hour)) >> 32);
         }
-        self.total(parts, hour, |position| {
+        self.total(&mut sum, hour, |position| {
             let indicator = &self.catalogue.indicators[position];
             Some((indicator.weight_milli, indicator.cap_milli))
-        })
+        });
+        sum
     }
 
     /// `at(hour).score_milli` without the parts.
@@ -223,23 +251,25 @@ impl<'a> Curve<'a> {
 
     /// A policy's score at an hour: the same formula over its indicators, weights and caps.
     pub fn under(&self, lens: &Lens<'_>, hour: i64) -> Sum {
-        let mut parts = Parts::new();
+        let mut sum = Sum::default();
         for term in self.terms.iter().filter(|t| t.day >= lens.since) {
             if counted(lens.policy, term.position).is_none() {
                 continue;
             }
             let indicator = &self.catalogue.indicators[term.position];
             let q = if lens.spent.is_empty() { term.q_q16 } else { self.q_beyond(term, lens.spent) };
-            add(&mut parts, term.position, (q * decay_q32(term.day, indicator, hour)) >> 32);
+            add(&mut sum.parts, term.position, (q * decay_q32(term.day, indicator, hour)) >> 32);
         }
-        self.total(parts, hour, |position| counted(lens.policy, position))
+        self.total(&mut sum, hour, |position| counted(lens.policy, position));
+        sum
     }
 
     /// A policy's score from the sums of the user's: right when the policy looks at every term.
     pub fn reweigh(&self, policy: &Policy, whole: &Sum, hour: i64) -> Sum {
         let counts = |p: &&Part| counted(policy, p.position).is_some();
-        let parts = whole.parts.iter().filter(counts).copied().collect();
-        self.total(parts, hour, |position| counted(policy, position))
+        let mut sum = Sum { parts: whole.parts.iter().filter(counts).copied().collect(), ..Sum::default() };
+        self.total(&mut sum, hour, |position| counted(policy, position));
+        sum
     }
 
     /// The catalogue the curve is drawn by.
@@ -253,7 +283,12 @@ impl<'a> Curve<'a> {
     }
 
     /// The term of an insight, while it counts.
+    #[inline]
     pub fn term(&self, day: Day, position: usize) -> Option<&Term> {
+        // Of most changes it is the last.
+        if let Some(last) = self.terms.last().filter(|t| (t.day, t.position) <= (day, position)) {
+            return Some(last).filter(|t| (t.day, t.position) == (day, position));
+        }
         let place = self.terms.binary_search_by(|t| (t.day, t.position).cmp(&(day, position)));
         place.ok().map(|n| &self.terms[n])
     }
@@ -336,24 +371,29 @@ impl<'a> Curve<'a> {
         self.boosts.iter().filter(move |b| b.holds(hour))
     }
 
-    fn total(&self, mut parts: Parts, hour: i64, terms_of: impl Fn(usize) -> Option<(i64, i64)>) -> Sum {
+    /// Brings everything up to the sums of the parts.
+    #[inline]
+    fn total(&self, sum: &mut Sum, hour: i64, terms_of: impl Fn(usize) -> Option<(i64, i64)>) {
         let mut uncapped = [0_i64; 7];
-        for part in &mut parts {
+        for part in &mut sum.parts {
             let (weight, most) = terms_of(part.position).unwrap_or_default();
             part.capped_milli = cap(weighted(weight, part.sum_q16), most);
             uncapped[self.category(part.position)] += part.capped_milli;
         }
-        let mut categories = [0_i64; 7];
+        let categories = &mut sum.categories;
+        *categories = [0; 7];
         for category in Category::ALL {
-            categories[category as usize] = cap(uncapped[category as usize], category.cap_milli());
+            if uncapped[category as usize] > 0 {
+                categories[category as usize] = cap(uncapped[category as usize], category.cap_milli());
+            }
         }
-        for part in &mut parts {
+        for part in &mut sum.parts {
             let g = self.category(part.position);
             part.points_milli = part.capped_milli * categories[g] / uncapped[g].max(1);
         }
-        let evidence_milli = categories.iter().sum();
-        let boost_milli = boost(self.boosts_at(hour).map(|b| b.factor_milli));
-        Sum { parts, categories, evidence_milli, boost_milli, score_milli: score_milli(evidence_milli, boost_milli) }
+        sum.evidence_milli = categories.iter().sum();
+        sum.boost_milli = boost(self.boosts_at(hour).map(|b| b.factor_milli));
+        sum.score_milli = score_milli(sum.evidence_milli, sum.boost_milli);
     }
 
     fn category(&self, position: usize) -> usize {
@@ -437,19 +477,24 @@ fn age_hours(day: Day, hour: i64) -> i64 {
 pub fn decay_q32(day: Day, indicator: &Indicator, hour: i64) -> u64 {
     let age = age_hours(day, hour).max(0);
     let half_life = i64::from(indicator.half_life_days);
-    if age > 24 * LOOK_BACK_DAYS.min(HALF_LIVES_KEPT * half_life) {
-        return 0;
-    }
     match HALF_LIVES_DAYS.iter().position(|h| *h == indicator.half_life_days) {
-        Some(n) => DECAYS[n][age as usize],
+        Some(n) => DECAYS[n].get(age as usize).copied().unwrap_or(0),
+        None if age > age_max(half_life) => 0,
         None => decayed(age, half_life),
     }
 }
 
+/// The largest age that counts, in hours.
+fn age_max(half_life: i64) -> i64 {
+    24 * LOOK_BACK_DAYS.min(HALF_LIVES_KEPT * half_life)
+}
+
 /// `decayed` of every age that counts, for each of `HALF_LIVES_DAYS`: a level ahead takes dozens of evaluations.
-static DECAYS: LazyLock<Vec<Vec<u64>>> = LazyLock::new(|| {
-    let table = |h: &u16| (0..=24 * LOOK_BACK_DAYS).map(|age| decayed(age, i64::from(*h))).collect();
-    HALF_LIVES_DAYS.iter().map(table).collect()
+static DECAYS: LazyLock<[Box<[u64]>; HALF_LIVES_DAYS.len()]> = LazyLock::new(|| {
+    HALF_LIVES_DAYS.map(|h| {
+        let half_life = i64::from(h);
+        (0..=age_max(half_life)).map(|age| decayed(age, half_life)).collect()
+    })
 });
 
 fn decayed(age: i64, half_life: i64) -> u64 {
@@ -597,8 +642,7 @@ impl Hours {
     }
 }
 
-fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> Terms {
-    let mut terms = Terms::new();
+fn fill_terms(terms: &mut Terms, user: &User, catalogue: &Catalogue, hour: i64) {
     let (mut window, mut hours) = (Window::default(), Hours::default());
     let oldest_source = catalogue.oldest_source();
     for (d, segment) in user.days.iter().enumerate() {
@@ -621,7 +665,6 @@ fn terms(user: &User, catalogue: &Catalogue, hour: i64) -> Terms {
             terms.push(term(user, (d, n), position, m, sums, outside, age));
         }
     }
-    terms
 }
 
 fn term(
@@ -666,20 +709,21 @@ pub fn renew_last_day(
     if age_hours(segment.day, hour) > 24 * LOOK_BACK_DAYS {
         return terms.truncate(at);
     }
+    let code = |t: &Term| catalogue.indicators[t.position].code;
     for (n, insight) in segment.insights.iter().enumerate() {
-        let Some(position) = catalogue.position_of_code(insight.code) else { continue };
-        while terms.get(at).is_some_and(|t| t.position < position) {
+        while terms.get(at).is_some_and(|t| code(t) < insight.code) {
             terms.remove(at);
         }
-        let old = terms.get_mut(at).filter(|t| t.position == position);
-        if let Some(old) = old {
+        if let Some(old) = terms.get_mut(at).filter(|t| code(t) == insight.code) {
             old.at = (d as u32, n as u32);
-            if changed(position) && !regrow(old, insight, user, catalogue, hour) {
+            if changed(old.position) && !regrow(old, insight, user, catalogue, hour) {
                 terms.remove(at);
                 continue;
             }
             at += 1;
-        } else if let Some(new) = last_term(user, n, position, catalogue, hour) {
+        } else if let Some(position) = catalogue.position_of_code(insight.code)
+            && let Some(new) = last_term(user, n, position, catalogue, hour)
+        {
             terms.insert(at, new);
             at += 1;
         }
@@ -718,9 +762,13 @@ fn last_term(user: &User, n: usize, position: usize, catalogue: &Catalogue, hour
 }
 
 /// Every booster that holds at some time, from facts about the person.
+#[inline]
 pub fn boosts(directory: Option<&Directory>, settings: &Boosters) -> SmallVec<[Boost; 2]> {
+    directory.map_or_else(SmallVec::new, |directory| boosts_of(directory, settings))
+}
+
+fn boosts_of(directory: &Directory, settings: &Boosters) -> SmallVec<[Boost; 2]> {
     let mut found = SmallVec::new();
-    let Some(directory) = directory else { return found };
     for at in [directory.announced, directory.last_day].into_iter().flatten() {
         found.push(Boost {
             kind: "leaving",

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::ports::{RecordRef, TopicName};
 use crate::domain::Timestamp;
 use crate::topology::{ENGINE_INPUTS, Topic};
+use crate::wire::utf8;
 
 /// Number of engine inputs; an input is named by its position in `ENGINE_INPUTS`.
 pub const INPUTS: usize = ENGINE_INPUTS.len();
@@ -189,7 +190,7 @@ impl Batch {
     }
 
     fn name(&self, span: Span) -> &str {
-        std::str::from_utf8(self.span(span)).expect("copied from text")
+        utf8::text(self.span(span)).expect("copied from text")
     }
 }
 

@@ -23,6 +23,7 @@ pub mod policy_source;
 pub mod policy_tests;
 pub mod ports;
 pub mod pseudonym_key;
+mod queue;
 pub mod recovery;
 pub mod redis_store;
 pub mod registry;

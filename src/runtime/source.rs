@@ -389,7 +389,7 @@ impl Fences {
 }
 
 /// Settings of a group member; reasons in the comments, the rest are librdkafka's defaults.
-const SETTINGS: [(&str, &str); 16] = [
+const SETTINGS: [(&str, &str); 17] = [
     ("isolation.level", "read_committed"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
@@ -404,6 +404,8 @@ const SETTINGS: [(&str, &str); 16] = [
     ("fetch.message.max.bytes", "2097152"),
     ("queued.min.messages", "20000"),
     ("queued.max.messages.kbytes", "65536"),
+    // A full queue is looked at again soon; the default rests for a second, and the worker then finds it empty.
+    ("fetch.queue.backoff.ms", "20"),
     ("message.copy.max.bytes", "65535"),
     ("check.crcs", "true"),
     ("enable.partition.eof", "false"),

@@ -14,15 +14,15 @@ use rdkafka::bindings::rd_kafka_flush;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use serde::Deserialize;
 
-use super::client::{self, Bounded, Connection};
+use super::client::{self, Connection};
 use super::ports::{Error, ErrorKind, InputOffset, Outgoing, Txn};
+use super::queue::Queue;
 use super::source::GroupMetadata;
 use super::telemetry::{self, Changelog};
-use crate::domain::Timestamp;
 use crate::topology::{OUTPUT_BYTES_MAX, Topic};
 
 /// How long the broker leaves a silent transaction open, unless configured otherwise. A reader, and a survivor after a
@@ -33,8 +33,6 @@ pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 const END_TIMEOUT_MORE: Duration = Duration::from_secs(5);
 /// How long `init` waits for the broker to finish what an older producer left.
 const INIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for room in the producer's queue.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(8);
 /// A call this slow may have been retried; a late copy of it may still be on its way.
 const SLOW: Duration = Duration::from_secs(5);
 /// One wait for deliveries, between two looks at what failed.
@@ -49,7 +47,7 @@ pub struct KafkaTxn {
     /// `transaction.timeout.ms`.
     timeout: Duration,
     /// `None` before the first `init`.
-    producer: Option<Bounded<BaseProducer<Deliveries>>>,
+    producer: Option<Queue<Deliveries>>,
     /// When the open transaction began.
     began: Option<Instant>,
     /// What happened that could end the next transaction late, as a label.
@@ -200,7 +198,7 @@ impl Txn for KafkaTxn {
         let producer = config
             .create_with_context(Deliveries::default())
             .map_err(|e| client::error(format!("could not make producer {}", self.id), &e))?;
-        self.producer = Some(Bounded::new(producer, "producer"));
+        self.producer = Some(Queue::new(producer));
         self.until(Step::Init, INIT_TIMEOUT, |producer, left| producer.init_transactions(left))?;
         self.producer()?.context().forgive();
         self.suspect = None;
@@ -220,8 +218,9 @@ impl Txn for KafkaTxn {
     }
 
     fn send(&mut self, record: &Outgoing<'_>) -> Result<(), Error> {
-        let producer = self.producer()?;
-        match enqueue(producer, record, Some(record.partition)) {
+        let id = &self.id;
+        let missing = || Error::new(ErrorKind::Fatal, format!("could not use producer {id}"), "not initialised");
+        match self.producer.as_mut().ok_or_else(missing)?.push(record, Some(record.partition)) {
             Ok(()) if record.topic == self.changelog_name => {
                 self.changelog.records += 1;
                 self.changelog.bytes +=
@@ -291,7 +290,7 @@ impl Txn for KafkaTxn {
 
 /// A producer without transactions, idempotent.
 pub struct KafkaProducer {
-    producer: Bounded<BaseProducer<Deliveries>>,
+    producer: Queue<Deliveries>,
     unserved: u32,
 }
 
@@ -303,7 +302,7 @@ impl KafkaProducer {
         let producer = config
             .create_with_context(Deliveries::default())
             .map_err(|e| client::error("could not make a producer", &e))?;
-        Ok(KafkaProducer { producer: Bounded::new(producer, "producer"), unserved: 0 })
+        Ok(KafkaProducer { producer: Queue::new(producer), unserved: 0 })
     }
 
     /// Queues a record for its partition; waits while the queue is full. Failures show in `flush`.
@@ -336,8 +335,8 @@ impl KafkaProducer {
     }
 
     fn enqueue(&mut self, record: &Outgoing<'_>, partition: Option<i32>) -> Result<(), Error> {
-        let producer = &*self.producer;
-        enqueue(producer, record, partition)
+        self.producer
+            .push(record, partition)
             .map_err(|e| plain_error(format!("could not write to {}", record.topic), &e))?;
         self.unserved += 1;
         if self.unserved >= SERVE_EVERY {
@@ -377,35 +376,6 @@ fn producer_config(connection: &Connection) -> ClientConfig {
     ]);
     config.set("message.max.bytes", bytes_max);
     config
-}
-
-/// Hands a record to librdkafka, which copies it; waits while its queue is full.
-fn enqueue(
-    producer: &BaseProducer<Deliveries>,
-    record: &Outgoing<'_>,
-    partition: Option<i32>,
-) -> Result<(), KafkaError> {
-    let mut queued = BaseRecord::<[u8], [u8]>::to(record.topic);
-    queued.partition = partition;
-    queued.key = record.key;
-    queued.payload = record.value;
-    queued.timestamp = record.timestamp.map(|Timestamp(ms)| ms);
-    if !record.headers.is_empty() {
-        let headers = OwnedHeaders::new_with_capacity(record.headers.len());
-        let add = |to: OwnedHeaders, &(key, value): &(&str, &[u8])| to.insert(Header { key, value: Some(value) });
-        queued.headers = Some(record.headers.iter().fold(headers, add));
-    }
-    let deadline = Instant::now() + QUEUE_TIMEOUT;
-    loop {
-        match producer.send(queued) {
-            Ok(()) => return Ok(()),
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) if Instant::now() < deadline => {
-                queued = back;
-                producer.poll(Duration::from_millis(1));
-            }
-            Err((cause, _)) => return Err(cause),
-        }
-    }
 }
 
 /// Waits a moment for deliveries and takes the reports of failed ones; whether nothing is left in flight.

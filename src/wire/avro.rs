@@ -20,7 +20,7 @@ mod plain;
 mod records;
 
 pub use guard::{SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, SCHEMA_NODES_MAX, check as check_schema};
-pub use plain::{Put, Reader, Record, Take};
+pub use plain::{Put, Reader, Record, Take, copy_into};
 
 /// Most elements of one list or map.
 pub const SEQUENCE_MAX: usize = 100_000;

@@ -157,15 +157,19 @@ const SHORT: Error = Error::Damaged { what: "too short" };
 
 /// Appends a number in decimal; the formatting machinery costs more than the digits.
 pub fn push_number(text: &mut Vec<u8>, number: i64) {
-    let mut digits = [0; 20];
+    if let 0..=9 = number {
+        return text.push(b'0' + number as u8);
+    }
+    let mut digits = [0; 21];
     let (mut rest, mut at) = (number.unsigned_abs(), digits.len());
-    loop {
+    while rest >= 10 {
+        at -= 2;
+        digits[at..at + 2].copy_from_slice(&PAIRS[(rest % 100) as usize]);
+        rest /= 100;
+    }
+    if rest > 0 {
         at -= 1;
-        digits[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
+        digits[at] = b'0' + rest as u8;
     }
     if number < 0 {
         text.push(b'-');
@@ -173,13 +177,23 @@ pub fn push_number(text: &mut Vec<u8>, number: i64) {
     text.extend_from_slice(&digits[at..]);
 }
 
+/// `00` to `99`.
+const PAIRS: [[u8; 2]; 100] = {
+    let (mut pairs, mut n) = ([[0; 2]; 100], 0);
+    while n < pairs.len() {
+        pairs[n] = [b'0' + (n / 10) as u8, b'0' + (n % 10) as u8];
+        n += 1;
+    }
+    pairs
+};
+
 #[cfg(test)]
 mod tests {
     use super::push_number;
 
     #[test]
     fn numbers_are_written_as_the_formatter_would() {
-        for number in [0, 7, -1, 10, 12_345, i64::MAX, i64::MIN] {
+        for number in [0, 7, -1, 9, 10, 99, 100, -101, 1_000, 12_345, 100_000, i64::MAX, i64::MIN] {
             let mut text = Vec::new();
             push_number(&mut text, number);
             assert_eq!(text, number.to_string().into_bytes());

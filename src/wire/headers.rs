@@ -118,6 +118,7 @@ impl<'a> Origin<'a> {
     /// Replaces the buffer's content by the header's value.
     pub fn write<'b>(&self, buffer: &'b mut Vec<u8>) -> &'b [u8] {
         buffer.clear();
+        buffer.reserve(self.topic.len() + 42);
         buffer.extend_from_slice(self.topic.as_bytes());
         for number in [i64::from(self.partition), self.offset] {
             buffer.push(b'/');

@@ -9,4 +9,4 @@ pub mod headers;
 pub mod mapping;
 pub mod state;
 mod state_parts;
-pub mod utf8;
+pub use crate::domain::utf8;

@@ -11,7 +11,7 @@ use crate::domain::score::{RiskLevel, RiskScore};
 use crate::engine::Sink;
 use crate::runtime::ports::Outgoing;
 use crate::topology::{OUTPUT_BYTES_MAX, Topic};
-use crate::wire::avro::{EncodeError, Encoder, Record as AvroRecord};
+use crate::wire::avro::{EncodeError, Encoder, Record as AvroRecord, copy_into};
 use crate::wire::{headers, utf8};
 
 /// An input record, as the cause of an output.
@@ -164,12 +164,13 @@ impl Outputs {
         utf8::text(self.span(span)).expect("copied from text")
     }
 
+    #[inline]
     fn copy(&mut self, bytes: &[u8]) -> Span {
         let (at, len) = (self.used, bytes.len());
         while self.bytes.len() - at < len {
             self.grow();
         }
-        self.bytes[at..at + len].copy_from_slice(bytes);
+        copy_into(bytes, &mut self.bytes[at..]);
         self.used += len;
         Span { at, len }
     }
@@ -251,25 +252,14 @@ impl Writer<'_> {
         self
     }
 
-    /// Adds headers, names included. A record of an event has no others.
+    /// Adds headers, names included.
     pub fn headers(mut self, list: &[(&str, &[u8])]) -> Self {
         for (name, value) in list {
             let header = (self.outputs.copy(name.as_bytes()), self.outputs.copy(value));
             self.outputs.headers.push(header);
         }
         let listed = Headers::Listed(self.start.headers, self.outputs.headers.len());
-        let before = std::mem::replace(&mut self.record().headers, listed);
-        assert!(matches!(before, Headers::Listed(..)), "the headers of an event are fixed");
-        self
-    }
-
-    /// Gives the record the headers of an event, see `headers::event`; only what differs between records is copied.
-    pub fn event(mut self, event_id: &str, origin: Option<&[u8]>, traceparent: Option<&[u8]>) -> Self {
-        assert!(self.outputs.headers.len() == self.start.headers, "the headers of an event are fixed");
-        let id = self.outputs.copy(event_id.as_bytes());
-        let origin = origin.map(|origin| self.outputs.copy(origin));
-        let traceparent = traceparent.map(|traceparent| self.outputs.copy(traceparent));
-        self.record().headers = Headers::Event { id, origin, traceparent };
+        self.record().headers = listed;
         self
     }
 
@@ -311,10 +301,38 @@ pub struct Publisher<'a> {
 
 impl Publisher<'_> {
     fn publish<T: AvroRecord>(&mut self, topic: Topic, key: &str, envelope: &Envelope<'_>, value: &T) {
-        let writer = self.outputs.record(topic, self.partition).key(key.as_bytes()).cause(self.cause);
-        let writer = writer.event(&envelope.event_id, self.origin, self.traceparent);
-        let written = writer.encoded(self.encoder, value).and_then(Writer::finish);
+        let start = self.outputs.mark();
+        let written = self.event(topic, key, &envelope.event_id, value);
+        if written.is_err() {
+            self.outputs.truncate(start);
+        }
         self.note(written);
+    }
+
+    /// Writes an event with its headers, see `headers::event`; of those only what differs between records is copied.
+    #[inline(always)]
+    fn event<T: AvroRecord>(&mut self, topic: Topic, key: &str, id: &str, value: &T) -> Result<(), EncodeError> {
+        let Publisher { outputs, encoder, partition, cause, origin, traceparent, .. } = self;
+        let start = outputs.used;
+        let key = outputs.copy(key.as_bytes());
+        let id = outputs.copy(id.as_bytes());
+        let origin = origin.map(|origin| outputs.copy(origin));
+        let traceparent = traceparent.map(|traceparent| outputs.copy(traceparent));
+        let value = outputs.encode(encoder, topic, value)?;
+        let bytes = outputs.used - start;
+        if bytes > OUTPUT_BYTES_MAX {
+            return Err(EncodeError::TooLarge { topic: topic.name(), bytes, max: OUTPUT_BYTES_MAX });
+        }
+        outputs.records.push(Record {
+            topic,
+            partition: *partition,
+            key: Some(key),
+            value: Value::Copied(value),
+            headers: Headers::Event { id, origin, traceparent },
+            timestamp: None,
+            cause: *cause,
+        });
+        Ok(())
     }
 
     /// A segment of the user's state, or a tombstone.

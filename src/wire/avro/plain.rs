@@ -116,6 +116,11 @@ impl<'a> Reader<'a> {
     /// The elements of a list or map, in blocks with their number in front, up to a block of none.
     #[inline(always)]
     fn blocks(&mut self, mut each: impl FnMut(&mut Self, usize)) {
+        // Most lists are empty.
+        if let Some((0, rest)) = self.rest.split_first() {
+            self.rest = rest;
+            return;
+        }
         let mut total = 0_usize;
         loop {
             let count = self.length();
@@ -360,6 +365,15 @@ fn put_long<'o>(text: &[u8], room: &'o mut [u8]) -> &'o mut [u8] {
             rest
         }
         None => &mut [],
+    }
+}
+
+/// Copies bytes to the beginning of a room that is no smaller; few of them without a call.
+#[inline]
+pub fn copy_into(from: &[u8], room: &mut [u8]) {
+    match room.first_chunk_mut() {
+        Some(to) if from.len() <= SHORT => copy_short(from, to),
+        _ => room[..from.len()].copy_from_slice(from),
     }
 }
 
