@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::embedded::Devkit;
 use crate::embedded::devkit::Options;
-use crate::generate::{Population, truth};
+use crate::generate::{Population, Truth, truth};
 use crate::runtime::clock::SystemClock;
 use crate::runtime::overview::{Overview, PartitionLine};
 use crate::runtime::ports::Clock;
@@ -95,7 +95,7 @@ pub struct Args {
 
 /// Reads "30s", "5m" or "2h".
 fn duration(text: &str) -> Result<Duration, String> {
-    let unit = text.chars().last().and_then(|unit| Some((unit, [('s', 1), ('m', 60), ('h', 3_600)])));
+    let unit = text.chars().last().map(|unit| (unit, [('s', 1), ('m', 60), ('h', 3_600)]));
     let seconds = unit.and_then(|(unit, units)| units.into_iter().find(|(name, _)| *name == unit));
     let number = seconds.and_then(|(unit, seconds)| Some((text.strip_suffix(unit)?.parse::<u32>().ok()?, seconds)));
     let (number, seconds) = number.ok_or("use a number with s, m or h, such as 30s")?;
@@ -193,6 +193,7 @@ struct Demo {
     commands: tell::Commands,
     output: Output,
     stop: Arc<AtomicBool>,
+    began: Instant,
     place: Place,
 }
 
@@ -204,6 +205,7 @@ impl Demo {
         (population, is_new): (Population, bool),
         stop: Arc<AtomicBool>,
     ) -> Result<Demo, Failure> {
+        let began = Instant::now();
         let devkit = start_devkit(args, &place)?;
         place.configure(&devkit.bootstrap, &devkit.redis_url)?;
         let config = feed::config_of(&place.config())?;
@@ -215,7 +217,7 @@ impl Demo {
         let worker = Supervisor::start(&place.config(), &place.log(), |what| eprintln!("{what}"))?;
         let commands = tell::Commands::new(place.config_shown(), devkit.bootstrap.clone());
         let population = Arc::new(population);
-        let demo = Demo { worker, devkit, config, population, commands, output, stop, place };
+        let demo = Demo { worker, devkit, config, population, commands, output, stop, began, place };
         demo.say(&tell::beginning(&demo.summary(), &demo.devkit.limits));
         Ok(demo)
     }
@@ -228,8 +230,9 @@ impl Demo {
         month: Option<Setting>,
         deadline: Option<Instant>,
     ) -> Result<Option<Standing>, Failure> {
-        if let Some(setting) = month {
-            self.feed_month(setting)?;
+        match month {
+            Some(setting) => self.feed_month(setting)?,
+            None => self.continue_it()?,
         }
         if self.output == Output::Table && !self.is_stopping() {
             self.tell(rate)?;
@@ -304,6 +307,13 @@ impl Demo {
         Ok(())
     }
 
+    /// Takes up what an earlier start has left.
+    fn continue_it(&mut self) -> Result<(), Failure> {
+        self.wait_until_drained(None)?;
+        self.say(&format!("continued after {:.1} s; --fresh starts over\n", self.began.elapsed().as_secs_f64()));
+        Ok(())
+    }
+
     /// Waits until everything is through map, engine and copy, or a signal came.
     fn wait_until_drained(&mut self, flow: Option<&Flow>) -> Result<(), Failure> {
         let bar = progress_bar();
@@ -341,18 +351,21 @@ impl Demo {
 
     /// What came of the month, and what to try.
     fn tell(&mut self, rate: u32) -> Result<(), Failure> {
-        let report = self.verify()?;
         let reader = Reader::new(&self.config)?;
         let (standing, scores) = reader.standing()?;
         let pseudonym = self.pseudonym()?;
         let suspects = reader.suspects(&self.population, &pseudonym, &scores[..scores.len().min(SHOWN)])?;
         let user = suspects.first().map_or("USER", |suspect| suspect.name.as_str());
         let facts = truth(&self.population);
-        let insiders = facts.iter().filter(|t| t.harmful).map(|t| t.canonical_id.clone()).collect::<Vec<_>>();
+        let planted = |t: &Truth| format!("{} ({})", t.canonical_id, tell::scenario(t.scenario));
+        let insiders: Vec<String> = facts.iter().filter(|t| t.harmful).map(planted).collect();
         let ids = facts.iter().filter(|t| t.canonical_id == user).chain(&facts);
         let record = self.raw_record(ids.flat_map(|t| t.harmful_event_ids.last()))?;
-        self.say(&tell::month(&standing, &suspects, &insiders, &report));
-        self.say(&format!("\n{}", tell::next(&self.commands, user, &record, self.worker.pid(), rate)));
+        // Verification takes longer than all of this, so it is waited for with something to read.
+        self.say(&tell::month(&standing, &suspects, &insiders));
+        let report = self.verify()?;
+        self.say(&format!("\n{}\n", tell::verification(&report)));
+        self.say(&tell::next(&self.commands, user, &record, self.worker.pid(), rate));
         Ok(())
     }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::cli::output::points;
 use crate::cli::{self, Failure};
 use crate::config::Config;
 use crate::domain::alert::{Alert, Status};
@@ -194,22 +193,24 @@ fn ledgers(standing: &mut Standing, overview: &Overview) {
     standing.users = overview.partitions.iter().map(|p| p.users).sum();
 }
 
-/// "Copied files to removable media 26.4, … ; leaving; alert A1-2 Data leaks". The terms are those of `explain`.
+/// "Copied files to removable media (27), Downloaded files (14); leaving x1.5; 2 alerts open": the terms of `explain`,
+/// rounded down.
 fn reason(known: &Known) -> String {
     let explanation = known.explain(None);
     let indicators = explanation.indicators.iter().take(INDICATORS_NAMED);
-    let mut parts: Vec<String> = indicators
+    let indicators: Vec<String> = indicators
         .map(|line| {
             let title = known.title(&line.indicator);
             let title = if title.is_empty() { &line.indicator } else { title };
-            format!("{title} {}", points(line.share_milli))
+            format!("{title} ({})", line.share_milli / 1_000)
         })
         .collect();
-    parts.extend(explanation.boosters.iter().map(|b| format!("{} x{}", b.kind, points(b.factor_milli))));
-    let open = known.alerts().filter(|(alert, _)| alert.status.is_open());
-    let open: Vec<String> = open.map(|(alert, _)| crate::engine::alerts::number(alert, known.partition)).collect();
-    if !open.is_empty() {
-        parts.push(format!("open {}", open.join(", ")));
+    let mut parts = vec![indicators.join(", ")];
+    let times = |milli: i64| format!("{}.{}", milli / 1_000, milli % 1_000 / 100);
+    parts.extend(explanation.boosters.iter().map(|b| format!("{} x{}", b.kind, times(b.factor_milli))));
+    let open = known.alerts().filter(|(alert, _)| alert.status.is_open()).count();
+    if open > 0 {
+        parts.push(format!("{open} alert{} open", if open == 1 { "" } else { "s" }));
     }
     parts.join("; ")
 }

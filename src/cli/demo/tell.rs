@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::standing::{Standing, Suspect};
 use crate::cli::output::points;
+use crate::generate::Scenario;
 use crate::verify::Report;
 
 /// Longest reason printed.
@@ -54,7 +55,7 @@ pub fn ledger(standing: &Standing) -> String {
 }
 
 /// The month as it went.
-pub fn month(standing: &Standing, suspects: &[Suspect], insiders: &[String], report: &Report) -> String {
+pub fn month(standing: &Standing, suspects: &[Suspect], insiders: &[String]) -> String {
     let Standing { users, insights, alerts_total, alerts_open, .. } = standing;
     let mut lines = vec![
         ledger(standing),
@@ -66,9 +67,8 @@ pub fn month(standing: &Standing, suspects: &[Suspect], insiders: &[String], rep
         lines.push(format!("  {:>7}  {level:<8}  {name}", points(*score_milli)));
         lines.push(format!("           {}", cut(why)));
     }
-    lines.push(format!("  planted by the generator: {}", insiders.join(", ")));
-    lines.push(String::new());
-    lines.push(verification(report));
+    lines.push("planted by the generator".to_owned());
+    lines.extend(insiders.iter().map(|insider| format!("  {insider}")));
     lines.join("\n")
 }
 
@@ -98,6 +98,18 @@ pub fn next(commands: &Commands, user: &str, record: &str, worker: u32, rate: u3
         "{rate} vendor event(s) a second keep flowing until Ctrl-C; `demo --for 5s` then verifies all of it again"
     ));
     lines.join("\n")
+}
+
+/// What an insider is up to, in words.
+pub fn scenario(scenario: Scenario) -> &'static str {
+    match scenario {
+        Scenario::Leaver => "steals before leaving",
+        Scenario::JobHunter => "copies more every week",
+        Scenario::Slip => "mails one file home",
+        Scenario::Administrator => "covers tracks",
+        Scenario::HonestLeaver => "leaves with nothing",
+        Scenario::Migration => "moves to a new laptop",
+    }
 }
 
 /// How it stands at the end of `--for`.
