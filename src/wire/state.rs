@@ -34,6 +34,9 @@ pub enum Segment {
 /// What to write of a user: a part and its bytes, `None` for a tombstone.
 pub type Records = Vec<(Segment, Option<Arc<[u8]>>)>;
 
+/// Takes one record: a part and its bytes, `None` for a tombstone.
+pub type Each<'a> = dyn FnMut(Segment, Option<&Arc<[u8]>>) + 'a;
+
 /// Why bytes are not a state we can read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -149,7 +152,7 @@ pub fn encode_changed_in(
     user: &mut User,
     previous: &UserBytes,
     commit_no: i64,
-    each: &mut dyn FnMut(Segment, Option<&Arc<[u8]>>),
+    each: &mut Each<'_>,
 ) -> UserBytes {
     let mut now = encode_parts(buffer, user, previous, commit_no);
     while size(&now) > STATE_BYTES_MAX && shed(user) {
