@@ -168,16 +168,31 @@ fn a_second_member_takes_over_and_back() {
 }
 
 #[test]
-fn a_second_holder_of_an_instance_fences_the_first() {
+fn a_fenced_holder_of_an_instance_joins_anew_but_not_for_ever() {
     let kafka = Kafka::shared();
     let input = topic(kafka, "input", 1);
     let group_id = unique("group");
     let mut first = join(kafka, group_id, Some("w0"), &[input]);
     settle(&mut [&mut first], input, 1, 1);
     let mut second = join(kafka, group_id, Some("w0"), &[input]);
-    assigned(&mut second, 1);
-    let error =
-        wait_for("the first to be fenced", PATIENCE, || first.poll(Duration::from_millis(50), &mut |_| {}).err());
+    settle(&mut [&mut second], input, 1, 1);
+    // Alone it would be a member the broker had forgotten: it gives up everything and joins anew.
+    let changes = wait_for("the first to be fenced", PATIENCE, || {
+        let polled = first.poll(Duration::from_millis(50), &mut |_| {}).unwrap();
+        (polled == Polled::Rebalanced).then(|| first.changes())
+    });
+    assert_eq!((changes.revoked, first.owns(input, 0)), (vec![(input, 0)], false));
+    // Two that take it from each other are told apart from that.
+    let error = wait_for("one of the twins to be told", PATIENCE, || {
+        [&mut first, &mut second].into_iter().find_map(|member| {
+            let polled = member.poll(Duration::from_millis(20), &mut |_| {});
+            if let Ok(Polled::Rebalanced) = polled {
+                let assigned = member.changes().assigned.unwrap_or_default();
+                member.start(&assigned.iter().map(|(t, p)| at(t, *p, 0)).collect::<Vec<_>>()).unwrap();
+            }
+            polled.err()
+        })
+    });
     assert_eq!(error.kind, ErrorKind::Fenced, "{error}");
 }
 

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::mem::{ManuallyDrop, take};
+use std::mem::take;
 
 use smallvec::SmallVec;
 
@@ -413,9 +413,8 @@ fn activity_entry(
     let tops = now.map(|now| tops(now, signal, checked)).unwrap_or_default();
     let pivots = now.map(|now| pivots(now, &tops)).unwrap_or_default();
     let known = usize::from(pivots[0].distinct == 0)..2 - usize::from(pivots[1].distinct == 0);
-    // Every field by name: what `emit` fills in is not worth building and moving a default of the whole entry. Nearly
-    // everything is borrowed; the rest is taken out below, so that not every text is asked whether it is to be freed.
-    let mut entry = ManuallyDrop::new(ChronologyEntry {
+    // Every field by name: what `emit` fills in is not worth building and moving a default of the whole entry.
+    let mut entry = ChronologyEntry {
         kind: Text::borrowed(if correction { "correction" } else { "activity" }),
         category: indicator.map(|i| Text::borrowed(i.category.as_str())),
         indicator: Some(indicator.map_or(signal.indicator.reborrow(), |i| Text::from(i.id.as_str()))),
@@ -440,22 +439,10 @@ fn activity_entry(
         prev_hash: Text::default(),
         supersedes: None,
         case_ids: Vec::new(),
-    });
+    };
     emit.complete(&mut user.head, checked.at, &mut entry);
-    free(&mut entry);
+    drop(entry);
     (emit.cause.headline, emit.cause.insight_id) = (words, insight_id);
-}
-
-/// Frees what an entry of a signal owns; nothing, as a rule.
-#[inline]
-fn free(entry: &mut ChronologyEntry<'_>) {
-    let ChronologyEntry { alert_ids, flags, signal, .. } = entry;
-    for texts in [alert_ids, flags].into_iter().filter(|texts| !texts.is_empty()) {
-        *texts = Vec::new();
-    }
-    if let Some(facts) = signal.as_mut().filter(|facts| !facts.factors.is_empty()) {
-        facts.factors = BTreeMap::new();
-    }
 }
 
 fn day_text<'s>(signal: &'s Signal<'_>, checked: &Checked<'_>, day: Day) -> Text<'s> {

@@ -36,16 +36,24 @@ impl Connection {
         Connection { bootstrap: bootstrap.into(), properties: Vec::new() }
     }
 
+    /// The settings of a client that reads. What a broker said while it was coming back (no leader, no such topic, no
+    /// brokers at all) is not believed for long: the defaults are 5 and 15 minutes. Not for producers: to find the
+    /// brokers anew costs the connection that an end of a transaction waits on.
+    pub(super) fn reading(&self, settings: &[(&str, &str)]) -> ClientConfig {
+        let freshness = [
+            ("topic.metadata.refresh.interval.ms", "5000"),
+            ("metadata.max.age.ms", "10000"),
+            ("metadata.recovery.rebootstrap.trigger.ms", "5000"),
+        ];
+        self.config(&[&freshness, settings].concat())
+    }
+
     /// The settings of one client.
     pub(super) fn config(&self, settings: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap).set("client.id", "casestream");
         // A broker that comes back is found soon; the default grows to 10 s.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
-        // What a broker said while it was coming back (no leader, no such topic, no brokers at all) is not believed for
-        // long: the defaults are 5 and 15 minutes.
-        config.set("topic.metadata.refresh.interval.ms", "5000").set("metadata.max.age.ms", "10000");
-        config.set("metadata.recovery.rebootstrap.trigger.ms", "5000");
         let debugged = self.properties.iter().any(|(key, _)| key == "debug");
         config.set_log_level(if debugged { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Warning });
         for (key, value) in settings {

@@ -313,7 +313,7 @@ struct Reader {
 
 impl Reader {
     fn new(connection: &Connection, group: &str, isolation: &'static str) -> Result<Reader, Error> {
-        let mut config = connection.config(&SETTINGS);
+        let mut config = connection.reading(&SETTINGS);
         // require_stable of committed offsets comes with read_committed.
         config.set("group.id", group).set("isolation.level", isolation);
         let client: BaseConsumer<Quiet> =

@@ -363,7 +363,7 @@ fn join(
     let what = || format!("could not join group {}", membership.group);
     let session_timeout_ms = membership.session_timeout.as_millis().to_string();
     let poll_interval_ms = membership.max_poll_interval.as_millis().to_string();
-    let mut config = connection.config(&SETTINGS);
+    let mut config = connection.reading(&SETTINGS);
     config.set("group.id", &membership.group);
     config.set("session.timeout.ms", session_timeout_ms).set("max.poll.interval.ms", poll_interval_ms);
     if let Some(instance) = &membership.instance {

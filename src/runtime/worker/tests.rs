@@ -928,6 +928,21 @@ fn timers_follow_the_clock_once_everything_is_read() {
 }
 
 #[test]
+fn a_timer_and_many_new_users_share_a_batch() {
+    let mut world = World::with_policies();
+    world.signal_at(0, &user_of(0, 0), 1, "usb_copy", Timestamp(NOW));
+    world.topics.borrow_mut().now += 20 * DAY_MS;
+    let later = Timestamp(NOW + 20 * DAY_MS);
+    // The first batch moves stream time past the fall of the first user's level, the next ones begin with the timer.
+    (1..60).for_each(|n| world.signal_at(0, &user_of(0, n), n as i64 + 1, "usb_copy", later));
+    let mut worker = world.worker_with(|c| c.batch_records_max = 16);
+    settle(&mut worker);
+    world.check();
+    assert_eq!(worker.halted().count(), 0);
+    assert_eq!(world.journal(0).last().unwrap().users, 60);
+}
+
+#[test]
 fn a_worker_without_memory_says_how_many_are_needed() {
     let mut world = World::with_policies();
     month(&mut world);
