@@ -21,7 +21,7 @@ use super::reading::{Committed, Tail, ends};
 use super::support::{Kafka, Process, Redis, create_topics, wait_for};
 
 /// How long anything may take on a busy machine before the test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// Name of a source, and of its mapping; its topic is `raw.<name>`.
 pub const SOURCES: [&str; 3] = ["m365-dlp", "google-workspace", "code42"];
 pub const KEY: &str = "a-test-key-of-thirty-two-bytes!!";

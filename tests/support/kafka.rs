@@ -20,7 +20,7 @@ const PROPERTIES: &str = include_str!("../../scripts/kafka/server.properties");
 const LOG_PROPERTIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kafka/log4j2.properties");
 
 /// Ten times what a start takes on two busy cores.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// What the controller logs when it has fenced the one broker.
 const FENCED: &str = "Fencing broker 1 ";
 const METADATA_TIMEOUT: Duration = Duration::from_millis(500);
