@@ -1,5 +1,7 @@
 //! The production adapters against a real broker and a real Redis: each claim of the ports, one test.
 
+#[path = "conformance/copies.rs"]
+mod copies;
 mod support;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -477,48 +479,9 @@ mod copy {
 
     use super::*;
     use casestream::runtime::ports::{Applied, CopyMeta, CopyUser, Store};
-    use casestream::runtime::redis_store::{COPY_FORMAT, RedisStore, keys};
+    use casestream::runtime::redis_store::{RedisStore, keys};
+    use copies::{gone, meta, user, users};
     use support::Redis;
-
-    fn meta(epoch: i64, applied: i64) -> CopyMeta {
-        CopyMeta {
-            applied,
-            changelog_offset: 10 * applied,
-            applied_at: Timestamp(applied),
-            epoch,
-            generation: 1,
-            users: 1,
-            cluster_id: "cluster".to_owned(),
-            format: COPY_FORMAT,
-            rebuilding: false,
-            expected_applied: -1,
-        }
-    }
-
-    fn user(user_key: &str, commit_no: i64) -> CopyUser {
-        CopyUser {
-            user_key: user_key.to_owned(),
-            commit_no,
-            score: vec![("score_milli", format!("{commit_no}")), ("level", "low".to_owned())],
-            windows: vec![(format!("alert-{commit_no}"), "{}".to_owned())],
-            segments: vec![
-                (String::new(), vec![0, 255, commit_no as u8].into()),
-                (format!("{commit_no}"), vec![1].into()),
-            ],
-            top_milli: Some(commit_no),
-        }
-    }
-
-    fn gone(user_key: &str, commit_no: i64) -> CopyUser {
-        CopyUser { user_key: user_key.to_owned(), commit_no, ..CopyUser::default() }
-    }
-
-    fn users(store: &mut RedisStore, partition: i32) -> Vec<(String, i64, usize)> {
-        let mut users = Vec::new();
-        store.users(partition, &mut |user| users.push((user.user_key, user.commit_no, user.segments.len()))).unwrap();
-        users.sort();
-        users
-    }
 
     fn fields(redis: &Redis, key: &str) -> Vec<(String, Vec<u8>)> {
         let mut fields: Vec<(String, Vec<u8>)> = redis::cmd("HGETALL").arg(key).query(&mut redis.connect()).unwrap();

@@ -7,6 +7,8 @@
 mod admin;
 #[path = "conformance/client.rs"]
 mod client;
+#[path = "conformance/copies.rs"]
+mod copies;
 #[path = "conformance/groups.rs"]
 mod groups;
 #[path = "conformance/hostile.rs"]

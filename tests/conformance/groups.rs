@@ -6,7 +6,7 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::Producer;
 
-use crate::client::{Broker, PATIENCE, at, flush, poll_for, send, settle, unique};
+use crate::client::{Broker, Member, PATIENCE, at, flush, poll_for, send, settle, unique};
 use crate::support::wait_for;
 
 const RANGE: (&str, &str) = ("partition.assignment.strategy", "range");
@@ -60,13 +60,18 @@ pub fn cooperative_members_keep_what_they_have(broker: &mut Broker) {
     first.close();
 }
 
-pub fn a_static_member_that_returns_disturbs_nobody(broker: &mut Broker) {
-    let topic = filled(broker, 2, 1);
-    let group = unique("group");
-    let first = broker.member(&group, &topic, &[RANGE, ("group.instance.id", "a")]);
+/// Members a and b of a topic of two partitions, each with one.
+fn two_static_members(broker: &Broker, topic: &str, group: &str) -> (Member, Member) {
+    let first = broker.member(group, topic, &[RANGE, ("group.instance.id", "a")]);
     settle(&[&first], &[2]);
-    let second = broker.member(&group, &topic, &[RANGE, ("group.instance.id", "b")]);
+    let second = broker.member(group, topic, &[RANGE, ("group.instance.id", "b")]);
     settle(&[&first, &second], &[1, 1]);
+    (first, second)
+}
+
+pub fn a_static_member_that_returns_disturbs_nobody(broker: &mut Broker) {
+    let (topic, group) = (filled(broker, 2, 1), unique("group"));
+    let (first, second) = two_static_members(broker, &topic, &group);
     let (had, before) = (second.partitions(), first.rebalances());
     second.close();
     let again = broker.member(&group, &topic, &[RANGE, ("group.instance.id", "b")]);
@@ -79,12 +84,8 @@ pub fn a_static_member_that_returns_disturbs_nobody(broker: &mut Broker) {
 }
 
 pub fn a_static_member_keeps_its_place_until_its_session_ends(broker: &mut Broker) {
-    let topic = filled(broker, 2, 1);
-    let group = unique("group");
-    let first = broker.member(&group, &topic, &[RANGE, ("group.instance.id", "a")]);
-    settle(&[&first], &[2]);
-    let second = broker.member(&group, &topic, &[RANGE, ("group.instance.id", "b")]);
-    settle(&[&first, &second], &[1, 1]);
+    let (topic, group) = (filled(broker, 2, 1), unique("group"));
+    let (first, second) = two_static_members(broker, &topic, &group);
     let closed = Instant::now();
     second.close();
     settle(&[&first], &[2]);

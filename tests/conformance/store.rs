@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use casestream::domain::Timestamp;
 use casestream::runtime::ports::{Applied, CopyMeta, CopyUser, ErrorKind, Store};
-use casestream::runtime::redis_store::{COPY_FORMAT, RedisStore, keys};
+use casestream::runtime::redis_store::{RedisStore, keys};
 
 use crate::client::PATIENCE;
+use crate::copies::{gone, meta, user, users};
 use crate::support::{Devkit, Redis, wait_for};
 
 /// One of the two.
@@ -68,43 +68,6 @@ impl Server {
 fn partition() -> i32 {
     static NEXT: AtomicI32 = AtomicI32::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-fn meta(epoch: i64, applied: i64) -> CopyMeta {
-    CopyMeta {
-        applied,
-        changelog_offset: 10 * applied,
-        applied_at: Timestamp(applied),
-        epoch,
-        generation: 1,
-        users: 1,
-        cluster_id: "cluster".to_owned(),
-        format: COPY_FORMAT,
-        rebuilding: false,
-        expected_applied: -1,
-    }
-}
-
-fn user(user_key: &str, commit_no: i64) -> CopyUser {
-    CopyUser {
-        user_key: user_key.to_owned(),
-        commit_no,
-        score: vec![("score_milli", commit_no.to_string()), ("level", "low".to_owned())],
-        windows: vec![(format!("alert-{commit_no}"), "{}".to_owned())],
-        segments: vec![(String::new(), vec![0, 255, commit_no as u8].into()), (commit_no.to_string(), vec![1].into())],
-        top_milli: Some(commit_no),
-    }
-}
-
-fn gone(user_key: &str, commit_no: i64) -> CopyUser {
-    CopyUser { user_key: user_key.to_owned(), commit_no, ..CopyUser::default() }
-}
-
-fn users(store: &mut RedisStore, partition: i32) -> Vec<(String, i64, usize)> {
-    let mut users = Vec::new();
-    store.users(partition, &mut |user| users.push((user.user_key, user.commit_no, user.segments.len()))).unwrap();
-    users.sort();
-    users
 }
 
 pub fn values_are_absolute_and_older_ones_are_skipped(server: &mut Server) {
