@@ -5,6 +5,7 @@
 pub mod alert;
 pub mod chronology;
 pub mod command;
+pub mod decimal;
 pub mod directory;
 pub mod envelope;
 pub mod indicator;

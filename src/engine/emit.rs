@@ -1,12 +1,10 @@
 //! Numbers, chains and hands out what one input publishes: envelope, event id, chronology number and hash.
 
-use std::mem::{forget, replace};
-
 use super::state::{Cause, Head};
 use super::{Context, Position, Sink};
 use crate::domain::chronology::{ChronologyEntry, chain_hash, link_digits};
 use crate::domain::envelope::{self, Envelope};
-use crate::domain::{Text, Timestamp, utf8};
+use crate::domain::{Text, Timestamp, decimal, utf8};
 
 /// The outputs of one input.
 pub struct Emit<'a> {
@@ -126,55 +124,27 @@ impl<'a> Emit<'a> {
         self.complete(head, at, &mut entry);
     }
 
-    /// Completes an entry where it lies and hands it out. The envelope and the hashes must be empty: what they held
-    /// is not dropped.
+    /// Completes an entry where it lies and hands it out.
     pub fn complete<'e>(&'e mut self, head: &mut Head, at: Timestamp, entry: &mut ChronologyEntry<'e>) {
         self.cause.advance();
         head.seq += 1;
         let Emit { user_key, ctx, sink, cause, links: [before, after] } = self;
         entry.seq = head.seq;
         let cause = &*cause;
-        forget(replace(&mut entry.envelope, cause.envelope(user_key, head.user_rev, at, ctx)));
-        forget(replace(&mut entry.entry_id, Text::borrowed(&cause.event_id)));
+        entry.envelope = cause.envelope(user_key, head.user_rev, at, ctx);
+        entry.entry_id = Text::borrowed(&cause.event_id);
         *before = link_digits(&head.chain);
-        forget(replace(&mut entry.prev_hash, Text::borrowed(digits(before))));
+        entry.prev_hash = Text::borrowed(digits(before));
         head.chain = chain_hash(&head.chain, entry);
         *after = link_digits(&head.chain);
-        forget(replace(&mut entry.hash, Text::borrowed(digits(after))));
+        entry.hash = Text::borrowed(digits(after));
         sink.chronology(entry);
     }
 }
 
-/// The two digits of every number below 100.
-const PAIRS: [[u8; 2]; 100] = {
-    let (mut pairs, mut n) = ([[0; 2]; 100], 0);
-    while n < 100 {
-        pairs[n] = [b'0' + n as u8 / 10, b'0' + n as u8 % 10];
-        n += 1;
-    }
-    pairs
-};
-
-/// Appends a number in decimal; the formatting machinery costs more than the digits.
+/// Appends a number in decimal.
 pub fn push_number(text: &mut String, number: i64) {
-    if let 0..=9 = number {
-        return text.push(char::from(b'0' + number as u8));
-    }
-    let mut buffer = [0; 20];
-    let (mut rest, mut at) = (number.unsigned_abs(), buffer.len());
-    while rest >= 10 {
-        at -= 2;
-        [buffer[at], buffer[at + 1]] = PAIRS[(rest % 100) as usize];
-        rest /= 100;
-    }
-    if rest > 0 {
-        at -= 1;
-        buffer[at] = b'0' + rest as u8;
-    }
-    if number < 0 {
-        text.push('-');
-    }
-    text.push_str(digits(&buffer[at..]));
+    text.push_str(decimal::text(number, &mut [0; 20]));
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 //! seldom small (times, hashes) are fixed and little-endian: cheaper to read.
 
 use super::state::Error;
+use crate::domain::decimal;
 
 /// Appends integers to a buffer.
 pub struct Writer<'a>(pub &'a mut Vec<u8>);
@@ -155,37 +156,10 @@ impl<'a> Reader<'a> {
 
 const SHORT: Error = Error::Damaged { what: "too short" };
 
-/// Appends a number in decimal; the formatting machinery costs more than the digits.
+/// Appends a number in decimal.
 pub fn push_number(text: &mut Vec<u8>, number: i64) {
-    if let 0..=9 = number {
-        return text.push(b'0' + number as u8);
-    }
-    let mut digits = [0; 21];
-    let (mut rest, mut at) = (number.unsigned_abs(), digits.len());
-    while rest >= 10 {
-        at -= 2;
-        digits[at..at + 2].copy_from_slice(&PAIRS[(rest % 100) as usize]);
-        rest /= 100;
-    }
-    if rest > 0 {
-        at -= 1;
-        digits[at] = b'0' + rest as u8;
-    }
-    if number < 0 {
-        text.push(b'-');
-    }
-    text.extend_from_slice(&digits[at..]);
+    text.extend_from_slice(decimal::text(number, &mut [0; 20]).as_bytes());
 }
-
-/// `00` to `99`.
-const PAIRS: [[u8; 2]; 100] = {
-    let (mut pairs, mut n) = ([[0; 2]; 100], 0);
-    while n < pairs.len() {
-        pairs[n] = [b'0' + (n / 10) as u8, b'0' + (n % 10) as u8];
-        n += 1;
-    }
-    pairs
-};
 
 #[cfg(test)]
 mod tests {
