@@ -124,8 +124,9 @@ pub struct SignalFacts<'a> {
 
 /// The chain link of an entry: the first 16 bytes of keyed blake3. Key: the previous link, then `seq` and
 /// `occurred_at` as little-endian i64. Message: the insight's magnitude (i64) and revision (u32), the scores before and
-/// after (u32; what is out of its range as the largest), all little-endian, then user key, event id, kind and indicator, each preceded by its length as a
-/// little-endian u32. What is absent is 0 or empty. Title, headline and level follow from these and are left out.
+/// after (u32; what is out of its range as the largest), all little-endian, then user key, event id, kind and indicator,
+/// each preceded by its length as a little-endian u32. What is absent is 0 or empty. Title, headline, levels and the
+/// shown facts of the signal are left out: they repeat what these and the signal itself say.
 pub fn chain_hash(previous: &[u8; 16], entry: &ChronologyEntry<'_>) -> [u8; 16] {
     let mut key = [0; 32];
     key[..16].copy_from_slice(previous);

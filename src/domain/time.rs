@@ -56,31 +56,19 @@ pub struct Day(pub i32);
 impl Day {
     /// Parses `YYYY-MM-DD`; anything else, or a date outside 2000..=2106, is `None`.
     pub fn parse(text: &str) -> Option<Day> {
-        const EACH: u64 = 0x0101_0101_0101_0101;
-        let [y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1] = *text.as_bytes() else { return None };
-        // All eight digits at once: each at most 9, then each pair as its number in the lower of its bytes.
-        let digits = u64::from_le_bytes([y0, y1, y2, y3, m0, m1, d0, d1]) ^ (EACH * u64::from(b'0'));
-        if (digits | digits.wrapping_add(0x76 * EACH)) & (0x80 * EACH) != 0 {
+        let bytes = text.as_bytes();
+        if bytes.len() != 10 || bytes[4] != b'-' || bytes[7] != b'-' {
             return None;
         }
-        let [century, _, year, _, month, _, day, _] = (10 * digits + (digits >> 8)).to_le_bytes().map(i32::from);
-        let year = 100 * century + year;
-        if !(2000..=2106).contains(&year) || !(1..=12).contains(&month) {
-            return None;
-        }
-        let leap = year % 4 == 0 && year != 2100;
-        let days_in_month = match month {
-            2 => 28 + i32::from(leap),
-            4 | 6 | 9 | 11 => 30,
-            _ => 31,
+        let number = |range: std::ops::Range<usize>| -> Option<i32> {
+            bytes[range].iter().try_fold(0, |n, b| b.is_ascii_digit().then(|| n * 10 + i32::from(b - b'0')))
         };
-        if !(1..=days_in_month).contains(&day) {
+        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+        if !(2000..=2106).contains(&year) {
             return None;
         }
-        // Years that begin in March put the leap day last.
-        let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-        let before = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5;
-        Some(Day(before + day - 1 - 719_468))
+        let date = chrono::NaiveDate::from_ymd_opt(year, month as u32, day as u32)?;
+        Some(Day(date.signed_duration_since(chrono::NaiveDate::default()).num_days() as i32))
     }
 
     /// `YYYY-MM-DD`.

@@ -118,7 +118,7 @@ fn teach(dir: &Path, scripts: &[&str]) -> io::Result<()> {
 }
 
 /// The port if nobody has it, or one that nobody has.
-fn free_port(port: u16) -> io::Result<u16> {
+pub fn free_port(port: u16) -> io::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let listener =
         listener.map_err(|e| io::Error::new(e.kind(), format!("could not listen on 127.0.0.1:{port}: {e}")))?;

@@ -151,20 +151,9 @@ fn name_hash(name: &str) -> u32 {
     }
 }
 
-/// Whether any byte is `A` to `Z`; of longer names, eight bytes at a time.
+/// Whether any byte is `A` to `Z`.
 fn has_uppercase(name: &[u8]) -> bool {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    let within = |word: &[u8; 8]| {
-        let word = u64::from_le_bytes(*word);
-        let low = word & (0x7F * EACH);
-        let from_a = low + u64::from(0x80 - b'A') * EACH;
-        let beyond_z = low + u64::from(0x7F - b'Z') * EACH;
-        from_a & !beyond_z & !word & (0x80 * EACH) != 0
-    };
-    match name.last_chunk() {
-        Some(last) => within(last) || name.as_chunks().0.iter().any(within),
-        None => name.iter().any(u8::is_ascii_uppercase),
-    }
+    name.iter().any(u8::is_ascii_uppercase)
 }
 
 #[cfg(test)]

@@ -105,11 +105,8 @@ fn changed_alerts(
     if user.head.alerts.iter().all(|a| a.change == Change::None) {
         return;
     }
-    let known = user.changes.known.take_terms(ctx.policies, now.hour());
-    let curve = match known {
-        Some((terms, _)) => Curve::of(user, &ctx.policies.catalogue, terms),
-        None => Curve::new(user, &ctx.policies.catalogue, now.hour()),
-    };
+    let terms = known_terms(user, now, ctx);
+    let curve = Curve::of(user, &ctx.policies.catalogue, terms);
     for alert in user.head.alerts.iter().filter(|a| a.change != Change::None) {
         let n = ctx.policies.position_of_hash(alert.policy);
         let policy = n.map(|n| &ctx.policies.policies[n]);
@@ -229,9 +226,7 @@ pub fn contributions<'u>(curve: &Curve<'u>, sum: &Sum) -> Vec<Contribution<'u>> 
     let order = |a: &Contribution<'_>, b: &Contribution<'_>| {
         b.share_milli.cmp(&a.share_milli).then_with(|| a.indicator.cmp(&b.indicator))
     };
-    if !lines.is_sorted_by(|a, b| order(a, b).is_le()) {
-        lines.sort_by(order);
-    }
+    lines.sort_by(order);
     if lines.len() > CONTRIBUTIONS_MAX {
         let rest = lines.split_off(CONTRIBUTIONS_MAX);
         lines.push(Contribution {
@@ -282,9 +277,6 @@ pub fn boosters(curve: &Curve<'_>, sum: &Sum, hour: i64) -> Vec<Booster<'static>
 }
 
 fn truncated(limits: u32) -> Vec<Text<'static>> {
-    if limits == 0 {
-        return Vec::new();
-    }
     let names = [
         (LIMIT_SIGNALS, "signals"),
         (LIMIT_INSIGHTS, "insights"),

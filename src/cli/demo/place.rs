@@ -3,7 +3,6 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Error;
 use crate::domain::Timestamp;
 use crate::domain::time::DAY_MS;
+use crate::embedded::store::free_port;
 use crate::generate::{self, Insiders};
 
 /// Everything a demo puts into its directory, but for the lock.
@@ -136,7 +136,7 @@ impl Place {
             self.write(KEY, &fresh_key().map_err(|cause| Error::Disk { path: key.clone(), cause })?)?;
         }
         // Known before the worker runs, and the same when it runs again.
-        let http = free_port().map_err(|cause| Error::Disk { path: self.dir.clone(), cause })?;
+        let http = free_port(0).map_err(|cause| Error::Disk { path: self.dir.clone(), cause })?;
         self.write(
             CONFIG,
             &format!(
@@ -173,11 +173,6 @@ impl Place {
     pub fn config_shown(&self) -> PathBuf {
         self.shown.join(CONFIG)
     }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// 32 random bytes in hexadecimal.

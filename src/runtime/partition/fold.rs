@@ -213,10 +213,9 @@ impl<'f, 't> Fold<'f, 't> {
     }
 
     fn pass(mut self, records: Records<'_>) -> Result<Overlay, Abandon> {
-        // Before timers touch anybody: from then on the index may have to be hashed again.
         let room = records.len().min(TOUCHED_AT_ONCE);
         self.touched.reserve(room);
-        self.index.reserve(room, |_| unreachable!("nothing is touched yet"));
+        self.index = HashTable::with_capacity(room);
         if self.frame.epoch.is_none() {
             self.run_timers()?;
         }
